@@ -1,0 +1,1 @@
+"""Channel pruning: a torch network in, a smaller torch network out."""

@@ -1,0 +1,215 @@
+"""Cost as the papers count it: multiply-accumulates of convolutions and linear layers, and parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pruning.errors import GraphError
+from pruning.groups import ChannelGroups
+from pruning.lineage import skeleton
+
+Integers = npt.NDArray[np.int64]
+
+aten = torch.ops.aten
+_PRODUCTS = (aten.mm.default, aten.addmm.default)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one input costs.
+
+    Attributes:
+        macs: multiply-accumulates of convolutions and linear layers for one image, in eval mode; what the papers call
+            FLOPs. Biases, normalisation, pooling and attention products are not counted.
+        params: every parameter, batch norm's and auxiliary heads' included; no buffers.
+    """
+
+    macs: int
+    params: int
+
+
+def count_cost(model: nn.Module, example_input: Tensor) -> Cost:
+    """Count what a network costs, on its shapes alone: no arithmetic, the network is left as found.
+
+    Args:
+        model: any network.
+        example_input: `[images, channels, height, width]`; counted is the cost of one image.
+
+    Raises:
+        GraphError: the network does not take such an input.
+    """
+    bare = skeleton(model)
+    uses = _uses(bare, example_input)
+    macs = sum(uses.macs(name, parameter) for name, parameter in bare.named_parameters())
+    return Cost(macs + uses.other_macs, sum(parameter.numel() for parameter in bare.parameters()))
+
+
+class CostModel:
+    """The exact cost of a network as a function of its widths; the network itself is not touched or kept.
+
+    A weight costs as many MACs as it has entries, times the places of the image at which it is applied. A cut changes
+    only its entries: along each axis they are a sum of widths. So a cost is a polynomial with integer coefficients.
+
+    Args:
+        model: the network before any cut.
+        groups: its channel groups.
+        example_input: `[images, channels, height, width]`.
+    """
+
+    def __init__(self, model: nn.Module, groups: ChannelGroups, example_input: Tensor) -> None:
+        bare = skeleton(model)
+        uses = _uses(bare, example_input)
+        self.groups = tuple(groups)
+        self._column = {name: index for index, name in enumerate(self.groups)}
+        self.widths = np.array([groups[name].width for name in self.groups], dtype=np.int64)
+        self._fixed = Cost(uses.other_macs, 0)
+        axes = _axes(groups)
+        touched = {name for name, _ in axes}
+        self._terms: list[_Term] = []
+        for name, parameter in bare.named_parameters():
+            if name not in touched:
+                macs = self._fixed.macs + uses.macs(name, parameter)
+                self._fixed = Cost(macs, self._fixed.params + parameter.numel())
+                continue
+            applied = uses.weights[name]
+            assert applied.denominator == 1, f"{name}: a cut parameter is always used whole"
+            self._terms.append(_term(name, tuple(parameter.shape), int(applied), axes, self._column))
+        self.full = self.cost(groups.widths)
+
+    def cost(self, widths: Mapping[str, int]) -> Cost:
+        """Return the cost at widths by group name; a group that is not named keeps all its channels."""
+        row = self.widths.copy()
+        for name, keep in widths.items():
+            row[self._column[name]] = keep
+        macs, params = self.costs(row[None])
+        return Cost(int(macs[0]), int(params[0]))
+
+    def costs(self, widths: Integers) -> tuple[Integers, Integers]:
+        """Return MACs and parameters, int64 `[policies]` each, at widths `[policies, groups]` (columns as `groups`)."""
+        removed = self.widths - np.asarray(widths, dtype=np.int64)
+        macs = np.full(len(removed), self._fixed.macs, dtype=np.int64)
+        params = np.full(len(removed), self._fixed.params, dtype=np.int64)
+        for term in self._terms:
+            entries = term.entries(removed)
+            macs += term.applied * entries
+            params += entries
+        return macs, params
+
+
+@dataclass(frozen=True)
+class _Term:
+    """One parameter: `untouched · Π over cut axes (size − Σ lost[group] · removed[group])` entries."""
+
+    applied: int
+    untouched: int
+    sizes: tuple[int, ...]
+    columns: tuple[Integers, ...]
+    lost: tuple[Integers, ...]
+
+    def entries(self, removed: Integers) -> Integers:
+        entries = np.full(len(removed), self.untouched, dtype=np.int64)
+        for size, columns, lost in zip(self.sizes, self.columns, self.lost, strict=True):
+            entries *= size - removed[:, columns] @ lost
+        return entries
+
+
+def _axes(groups: ChannelGroups) -> dict[tuple[str, int], dict[str, int]]:
+    """Return (tensor, axis) → group → positions that one channel takes."""
+    axes: dict[tuple[str, int], dict[str, int]] = {}
+    for group in groups.values():
+        for part in group.slices:
+            axes.setdefault((part.tensor, part.axis), {})[group.name] = len(part.positions[0])
+    return axes
+
+
+def _term(
+    name: str,
+    shape: tuple[int, ...],
+    applied: int,
+    axes: dict[tuple[str, int], dict[str, int]],
+    column: dict[str, int],
+) -> _Term:
+    cut = [axis for axis in range(len(shape)) if (name, axis) in axes]
+    members = [axes[name, axis] for axis in cut]
+    return _Term(
+        applied=applied,
+        untouched=prod(size for axis, size in enumerate(shape) if axis not in cut),
+        sizes=tuple(shape[axis] for axis in cut),
+        columns=tuple(np.array([column[group] for group in part], dtype=np.int64) for part in members),
+        lost=tuple(np.array(list(part.values()), dtype=np.int64) for part in members),
+    )
+
+
+@dataclass
+class _Uses:
+    """How often each weight is applied to one image, and the MACs of weights that are no parameters."""
+
+    weights: dict[str, Fraction]
+    other_macs: int = 0
+
+    def macs(self, name: str, parameter: Tensor) -> int:
+        """Return the MACs of one parameter."""
+        return int(self.weights[name] * parameter.numel())
+
+
+def _uses(bare: nn.Module, example_input: Tensor) -> _Uses:
+    bare.eval()
+    uses = _Uses({name: Fraction(0) for name, _ in bare.named_parameters()})
+    image = torch.empty((1, *example_input.shape[1:]), dtype=example_input.dtype, device="meta")
+    try:
+        with _Counting(bare, uses), _slow_attention(), torch.no_grad():
+            bare(image)
+    except Exception as error:
+        raise GraphError(f"{type(bare).__name__} does not run on {tuple(image.shape)}: {error}") from error
+    return uses
+
+
+class _Counting(TorchDispatchMode):
+    """Sees every convolution and matrix product as it reaches the kernels, also those inside attention."""
+
+    def __init__(self, bare: nn.Module, uses: _Uses) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._names = {id(parameter): name for name, parameter in bare.named_parameters()}
+        self._uses = uses
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is aten.convolution.default:
+            image, weight, transposed = args[0], args[1], args[6]
+            places = (image if transposed else result).shape
+            self._count(weight, places[0] * prod(places[2:]), parameter_only=False)
+        elif func in _PRODUCTS:
+            self._count(args[-1], result.numel() // result.shape[-1], parameter_only=True)
+        return result
+
+    def _count(self, weight: Tensor, applied: int, *, parameter_only: bool) -> None:
+        whole = weight if weight._base is None else weight._base
+        name = self._names.get(id(whole))
+        if name is not None:  # a slice of a parameter (attention's packed projections) counts for its share
+            self._uses.weights[name] += Fraction(applied * weight.numel(), whole.numel())
+        elif not parameter_only:
+            self._uses.other_macs += applied * weight.numel()
+
+
+@contextmanager
+def _slow_attention() -> Iterator[None]:
+    """Make attention call its linear layers one by one, so that they are seen."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

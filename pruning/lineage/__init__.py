@@ -1,0 +1,12 @@
+"""Follow channels through a traced network: which positions of which tensors are the same channel.
+
+Every output channel of a convolution or linear layer gets a fresh id, and tensors of ids, shaped like the activations,
+run through the same graph as the activations. Operations that move data move the ids; sums unite them; what has no
+rule pins them, with the reason. See `channels.py` for the ids, `modules.py` and
+`functions.py` for the operations, `trace.py` for the graph.
+"""
+
+from pruning.lineage.channels import FIXED, Lineage, Note, Role
+from pruning.lineage.trace import follow, skeleton
+
+__all__ = ["FIXED", "Lineage", "Note", "Role", "follow", "skeleton"]

@@ -1,0 +1,132 @@
+"""One call in the graph as rules see it, and what many rules do: pin, keep across a resize, follow a reshape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from pruning.lineage.channels import Lineage, Role, fixed, spread, squeezed, varies, varying
+
+Ids = Any
+"""A tensor of ids, None for a value that is no tensor, or tuples and lists of these."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One node of the graph: its arguments as written, as values and as ids; each is `(args, kwargs)`."""
+
+    name: str
+    place: str
+    literal: tuple[Any, Any]
+    values: tuple[Any, Any]
+    ids: tuple[Any, Any]
+    lineage: Lineage
+
+    def argument(self, tree: tuple[Any, Any], index: int, name: str, default: Any = None) -> Any:
+        """Return an argument by position or by name from one of the three views."""
+        args, kwargs = tree
+        return args[index] if index < len(args) else kwargs.get(name, default)
+
+    @property
+    def input(self) -> Tensor:
+        """Ids of the first tensor argument."""
+        return next(tensors(self.ids))
+
+    def pin(self, ids: Ids, why: str) -> None:
+        """Pin every id, saying where."""
+        for tensor in tensors(ids):
+            self.lineage.pin(tensor, f"{why} at '{self.place}'")
+
+    def vector(self, ids: Tensor, dim: int) -> Tensor:
+        """Return the ids along one dimension, united over all others."""
+        table = squeezed(ids).movedim(dim, 0).reshape(squeezed(ids).shape[dim], -1)
+        self.lineage.tie(table, f"lies along two axes at '{self.place}'")
+        return table[:, 0].expand(ids.shape[dim])
+
+
+def tensors(tree: Ids) -> Iterator[Tensor]:
+    """Yield every tensor in nested tuples, lists and dictionaries."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, dict):
+        yield from tensors(list(tree.values()))
+    elif isinstance(tree, (tuple, list)):
+        for branch in tree:
+            yield from tensors(branch)
+
+
+def like(value: Any) -> Ids:
+    """Return FIXED ids shaped like a value."""
+    if isinstance(value, Tensor):
+        return fixed(value.shape)
+    if isinstance(value, (tuple, list)):
+        return [like(part) for part in value]
+    return None
+
+
+def parameter_ids(name: str, tensor: Any, lineage: Lineage) -> Ids:
+    """Return ids for a parameter or buffer that the network uses by itself, e.g. a layer scale `[channels, 1, 1]`."""
+    if not isinstance(tensor, Tensor):
+        return None
+    wide = [dim for dim, size in enumerate(tensor.shape) if size > 1]
+    if len(wide) != 1:
+        return fixed(tensor.shape)
+    known = lineage.noted(name, wide[0])
+    ids = lineage.note(name, wide[0], Role.CARRIED, lineage.fresh(tensor.numel())) if known is None else known
+    return spread(ids, wide[0], tensor.shape)
+
+
+def unknown(call: Call, value: Any) -> Ids:
+    """Pin everything that goes in; nothing that comes out can be cut."""
+    call.pin(call.ids, f"no rule for '{call.name}'")
+    return like(value)
+
+
+def respread(call: Call, ids: Tensor, value: Any) -> Ids:
+    """Keep ids across a change of size of the axes along which no channels lie (pooling, resizing, padding)."""
+    if not isinstance(value, Tensor) or any(ids.shape[dim] != value.shape[dim] for dim in varying(ids)):
+        return unknown(call, value)
+    return squeezed(ids).expand(value.shape) if varying(ids) else ids.reshape(-1)[0].expand(value.shape)
+
+
+def reshaped(call: Call, value: Tensor, written: list[int | None]) -> Ids:
+    """A change of shape; `written` holds the sizes that stand in the code as numbers and will not follow a cut."""
+    ids = call.input
+    for old, new in _blocks(tuple(ids.shape), tuple(value.shape)):
+        lying = [dim for dim in old if varies(ids, dim)]
+        if not lying:
+            continue
+        free = [dim for dim in new if written[dim] is None and value.shape[dim] > 1]
+        if len(free) != 1 or (len(old) > 1 and len(new) > 1):
+            return unknown(call, value)
+        if len(new) > 1:  # one axis becomes several: only whole steps of the free one can go
+            size = [value.shape[dim] for dim in new]
+            table = call.vector(ids, lying[0]).reshape(size).movedim(new.index(free[0]), 0)
+            call.lineage.tie(table.reshape(table.shape[0], -1), f"split axis at '{call.place}'")
+    return ids.reshape(value.shape)
+
+
+def _blocks(old: tuple[int, ...], new: tuple[int, ...]) -> Iterator[tuple[list[int], list[int]]]:
+    """Yield the smallest runs of axes that hold the same number of elements before and after."""
+    i = j = 0
+    while i < len(old) and j < len(new):
+        first, second = [i], [j]
+        i, j = i + 1, j + 1
+        while (a := math.prod(old[k] for k in first)) != (b := math.prod(new[k] for k in second)):
+            if a < b:
+                first.append(i)
+                i += 1
+            else:
+                second.append(j)
+                j += 1
+        while i < len(old) and old[i] == 1 and (j == len(new) or new[j] != 1):
+            first.append(i)
+            i += 1
+        while j < len(new) and new[j] == 1 and (i == len(old) or old[i] != 1):
+            second.append(j)
+            j += 1
+        yield [k for k in first if old[k] > 1] or first[:1], second

@@ -1,0 +1,147 @@
+"""Trace a network in train and in eval mode and run ids through both graphs."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from pruning.errors import GraphError
+from pruning.lineage.call import Call, parameter_ids
+from pruning.lineage.channels import Lineage, fixed
+from pruning.lineage.functions import apply_function
+from pruning.lineage.modules import MODULE_RULES, apply_module
+
+
+def follow(model: nn.Module, example_input: Tensor) -> Lineage:
+    """Follow every channel of a network through its train and its eval graph; the network is left as found.
+
+    Only shapes are computed, on a skeleton without weights: no memory, no arithmetic, no random number.
+
+    Args:
+        model: a network that torch.fx can trace.
+        example_input: `[images, channels, height, width]`; only shape and type matter.
+
+    Raises:
+        GraphError: it cannot be traced, or does not take such an input.
+    """
+    bare = skeleton(model)
+    # Two images: a batch of one makes the batch axis look like a broadcast axis.
+    image = torch.empty((2, *example_input.shape[1:]), dtype=example_input.dtype, device="meta")
+    lineage = Lineage()
+    for training in (True, False):
+        bare.train(training)
+        _run(_trace(bare), bare, image, lineage)
+    return lineage
+
+
+def skeleton(model: nn.Module) -> nn.Module:
+    """Return a copy of a network whose parameters and buffers have shapes but no values (meta device)."""
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+    for buffer in model.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(model, memo)
+
+
+class _Tracer(fx.Tracer):
+    """Keeps every module that has a rule whole, and torch's own modules."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, tuple(MODULE_RULES)) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _trace(model: nn.Module) -> fx.Graph:
+    try:
+        return _Tracer().trace(model)
+    except Exception as error:  # whatever the network's own forward raises under tracing
+        raise GraphError(f"{type(model).__name__}: cannot be traced: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _run(graph: fx.Graph, model: nn.Module, image: Tensor, lineage: Lineage) -> None:
+    values: dict[fx.Node, Any] = {}
+    ids: dict[fx.Node, Any] = {}
+    for node in graph.nodes:
+        try:
+            with torch.no_grad():
+                values[node], ids[node] = _step(node, model, image, lineage, values, ids)
+        except GraphError:
+            raise
+        except Exception as error:
+            place = node.target if node.op == "call_module" else node.name
+            raise GraphError(f"{type(model).__name__}, at '{place}': {_first_line(error)}") from error
+
+
+def _step(
+    node: fx.Node,
+    model: nn.Module,
+    image: Tensor,
+    lineage: Lineage,
+    values: dict[fx.Node, Any],
+    ids: dict[fx.Node, Any],
+) -> tuple[Any, Any]:
+    """Return the value and the ids of one node of the graph."""
+    if node.op == "placeholder":
+        return _placeholder(node, image, first=not values)
+    if node.op == "get_attr":
+        tensor = operator.attrgetter(str(node.target))(model)
+        return tensor, parameter_ids(str(node.target), tensor, lineage)
+    args, kwargs = _look_up((node.args, node.kwargs), values)
+    call = Call(
+        name=_name(node),
+        place=str(node.target) if node.op == "call_module" else node.name,
+        literal=(node.args, node.kwargs),
+        values=(args, kwargs),
+        ids=_look_up((node.args, node.kwargs), ids),
+        lineage=lineage,
+    )
+    if node.op == "output":
+        call.pin(call.ids, "the network's output")
+        return None, None
+    if node.op == "call_module":
+        module = model.get_submodule(str(node.target))
+        value = module(*args, **kwargs)
+        return value, apply_module(module, call, value)
+    value = _callable(node)(*args, **kwargs)
+    return value, apply_function(_callable(node), call, value)
+
+
+def _placeholder(node: fx.Node, image: Tensor, *, first: bool) -> tuple[Any, Any]:
+    if first:
+        return image, fixed(image.shape)
+    if node.args:  # an input with a default value stays at its default
+        return node.args[0], None
+    raise GraphError(f"forward: expected one input without a default, got another: '{node.name}'")
+
+
+def _name(node: fx.Node) -> str:
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+
+
+def _callable(node: fx.Node) -> Callable[..., Any]:
+    if node.op == "call_method":
+        return _method(str(node.target))
+    assert callable(node.target)
+    return node.target
+
+
+def _method(name: str) -> Callable[..., Any]:
+    def call(receiver: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(receiver, name)(*args, **kwargs)
+
+    call.__module__, call.__name__ = "torch", name
+    return call
+
+
+def _look_up(tree: Any, table: dict[fx.Node, Any]) -> Any:
+    """Replace every node in nested arguments by its entry."""
+    return fx.node.map_arg(tree, lambda node: table[node])

@@ -1,0 +1,1 @@
+"""Search for channel-pruning policies: Ray Tune launches, Optuna proposes, MLflow shows."""
