@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 
 class ChannelPad(nn.Module):
-    """The shortcut without parameters (option A of He et al., CVPR 2016): every `stride`-th pixel, between zero channels.
+    """Every `stride`-th pixel, between zero channels: a shortcut without parameters (option A: He et al., CVPR 2016).
 
     Attributes:
         before: zero channels in front of the input's; a cut lowers it.
