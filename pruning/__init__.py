@@ -1,1 +1,75 @@
-"""Channel pruning: a torch network in, a smaller torch network out."""
+"""Channel pruning: a torch network in, a smaller torch network out.
+
+    groups = find_groups(model, example)
+    ranking = CRITERIA.build("fpgm").rank(model, groups)
+    prune(model, {"layer1.0.conv1": 8}, ranking, groups=groups, example_input=example)
+"""
+
+from pruning.allocation import ALLOCATIONS, Allocation
+from pruning.allocation.budget import project
+from pruning.batchnorm import recalibrate
+from pruning.checkpoint import PrunedNetwork, hash_weights, load_pruned, load_weights, save_pruned, save_weights
+from pruning.cost import Cost, CostModel, count_cost
+from pruning.criteria import CRITERIA, Criterion
+from pruning.data import DATA, ImageData, ImageSplit, load_data
+from pruning.errors import DataError, PolicyError, PruningError, RankingError, UnknownNameError
+from pruning.finetune import Epoch, Evaluation, TrainingError, evaluate, fine_tune
+from pruning.groups import ChannelGroup, ChannelGroups, find_groups
+from pruning.latency import Latency, compare_latency, measure_latency
+from pruning.models import build_model, input_shape, model_names, paper_groups
+from pruning.policy import CriterionSpec, ModelSpec, Policy, Recipe, explain, load_policy
+from pruning.ranking import NestedRanking, Ranking
+from pruning.surgery import Kept, prune, remove
+
+__all__ = [
+    "ALLOCATIONS",
+    "Allocation",
+    "CRITERIA",
+    "ChannelGroup",
+    "ChannelGroups",
+    "Cost",
+    "CostModel",
+    "Criterion",
+    "CriterionSpec",
+    "DATA",
+    "DataError",
+    "Epoch",
+    "Evaluation",
+    "ImageData",
+    "ImageSplit",
+    "Kept",
+    "Latency",
+    "ModelSpec",
+    "NestedRanking",
+    "Policy",
+    "PolicyError",
+    "PrunedNetwork",
+    "PruningError",
+    "Ranking",
+    "RankingError",
+    "Recipe",
+    "TrainingError",
+    "UnknownNameError",
+    "build_model",
+    "compare_latency",
+    "count_cost",
+    "evaluate",
+    "explain",
+    "find_groups",
+    "fine_tune",
+    "hash_weights",
+    "input_shape",
+    "load_data",
+    "load_policy",
+    "load_pruned",
+    "load_weights",
+    "measure_latency",
+    "model_names",
+    "paper_groups",
+    "project",
+    "prune",
+    "recalibrate",
+    "remove",
+    "save_pruned",
+    "save_weights",
+]

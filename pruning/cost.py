@@ -165,10 +165,12 @@ class _Uses:
 
 def _uses(bare: nn.Module, example_input: Tensor) -> _Uses:
     bare.eval()
+    for parameter in bare.parameters():  # torch multiplies by frozen weights in another way, which hides them
+        parameter.requires_grad_(parameter.is_floating_point())
     uses = _Uses({name: Fraction(0) for name, _ in bare.named_parameters()})
     image = torch.empty((1, *example_input.shape[1:]), dtype=example_input.dtype, device="meta")
     try:
-        with _Counting(bare, uses), _slow_attention(), torch.no_grad():
+        with torch.random.fork_rng(devices=[]), _Counting(bare, uses), _slow_attention(), torch.no_grad():
             bare(image)
     except Exception as error:
         raise GraphError(f"{type(bare).__name__} does not run on {tuple(image.shape)}: {error}") from error

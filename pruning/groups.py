@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import count
@@ -129,6 +129,11 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
     def signature(self) -> str:
         """16 hex digits that two networks share if their groups have equal names and widths."""
         return hashlib.sha256(json.dumps(self.widths, sort_keys=True).encode()).hexdigest()[:16]
+
+    def only(self, names: Iterable[str]) -> ChannelGroups:
+        """Return some of the groups, in the order of the graph."""
+        chosen = set(names)
+        return ChannelGroups(tuple(group for group in self.groups if group.name in chosen), self.pinned)
 
     def matching(self, patterns: tuple[str, ...]) -> tuple[str, ...]:
         """Return the groups whose name matches any shell pattern; `inner`, `coupled` and `all` are patterns too.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pruning.errors import PolicyError, suggest
 from pruning.groups import ChannelGroups
@@ -16,9 +16,31 @@ FORMAT = 1
 
 
 class Data(BaseModel):
-    """A frozen value that refuses unknown keys."""
+    """A frozen, hashable value that refuses unknown keys and numbers that are not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def __hash__(self) -> int:
+        return hash(_hashable(dict(self)))
+
+
+def _hashable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return frozenset((key, _hashable(part)) for key, part in value.items())
+    return tuple(map(_hashable, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _as_json(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options as they come back from a file: tuples are lists."""
+    try:
+        read: dict[str, Any] = json.loads(json.dumps(options, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"expected values that JSON has, got {options}: {error}") from None
+    return read
+
+
+Options = Annotated[dict[str, Any], AfterValidator(_as_json)]
+"""Options of a network or a criterion by name."""
 
 
 class ModelSpec(Data):
@@ -26,14 +48,14 @@ class ModelSpec(Data):
 
     name: str
     num_classes: Annotated[int, Field(ge=1)] = 10
-    options: dict[str, Any] = {}
+    options: Options = {}
 
 
 class CriterionSpec(Data):
     """Which criterion ranks the channels, with its options."""
 
     name: str
-    options: dict[str, Any] = {}
+    options: Options = {}
 
 
 class Recipe(Data):
@@ -42,9 +64,9 @@ class Recipe(Data):
     epochs: Annotated[int, Field(ge=0)] = 1
     batch_size: Annotated[int, Field(ge=1)] = 128
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01
+    learning_rate: Annotated[float, Field(gt=0)] = 0.01
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     schedule: Literal["cosine", "steps", "constant"] = "cosine"
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.5, 0.75)
     """Where `steps` decays, as fractions of the epochs."""
@@ -79,11 +101,14 @@ class Policy(Data):
     recipe: Recipe = Recipe()
     seed: Annotated[int, Field(ge=0)] = 0
 
-    @model_validator(mode="after")
-    def _known_format(self) -> Self:
-        if self.format != FORMAT:
-            raise ValueError(f"format: expected {FORMAT}, got {self.format}; written by another version")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _known_format(cls, content: Any) -> Any:
+        """Look at the format first: another version may have other keys."""
+        found = content.get("format", FORMAT) if isinstance(content, dict) else FORMAT
+        if found != FORMAT:
+            raise ValueError(f"format: expected {FORMAT}, got {found}; written by another version")
+        return content
 
     def to_json(self) -> str:
         """Return the policy as JSON, one key a line, keys sorted."""
@@ -99,7 +124,7 @@ class Policy(Data):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            raise PolicyError(explain(error, "policy")) from None
+            raise PolicyError(explain(error, "policy", cls)) from None
 
     @property
     def fingerprint(self) -> str:
@@ -138,20 +163,34 @@ def load_policy(path: Path) -> Policy:
         raise PolicyError(f"{path}: {error}") from None
 
 
-def explain(error: ValidationError, root: str) -> str:
-    """Return a pydantic error as one line: `place: expected …, got …` for the first fault, and how many more."""
+def explain(error: ValidationError, root: str, model: type[BaseModel] | None = None) -> str:
+    """Return a pydantic error as one line: `place: expected …, got …` for the first fault, and how many more.
+
+    Given the `model` that was to be made, an unknown key comes with the nearest one.
+    """
     faults = error.errors(include_url=False)
-    first = faults[0]
+    # A misspelt key is a missing one, too: what is wrong comes before what is missing.
+    first = min(faults, key=lambda fault: fault["type"] == "missing")
     place = ".".join(str(part) for part in first["loc"]) or root
     message = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        message = "unknown key"
+        known = [] if model is None else _fields(model, first["loc"][:-1])
+        message = f"unknown key{suggest(str(first['loc'][-1]), known) if known else ''}"
     elif first["type"] not in ("value_error", "missing", "json_invalid"):
         message = f"{message[0].lower()}{message[1:]}, got {first['input']!r}"
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     return f"{place}: {message}{more}"
 
 
-def unknown_key(place: str, key: str, model: type[BaseModel]) -> str:
-    """Return the message for a key that `model` does not have, with the nearest one."""
-    return f"{place}: unknown key '{key}'{suggest(key, model.model_fields)}"
+def _fields(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
+    """Return the keys that exist at a place below `model`, or none where a plain dictionary is meant."""
+    for part in place:
+        if isinstance(part, int):
+            continue
+        annotation: Any = model.model_fields[part].annotation if part in model.model_fields else None
+        below = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+        models = [kind for kind in below if issubclass(kind, BaseModel)]
+        if not models:
+            return []
+        model = models[0]
+    return list(model.model_fields)

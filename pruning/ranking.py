@@ -73,8 +73,12 @@ class NestedRanking:
 
     def save(self, path: Path) -> None:
         """Write orders and scores as safetensors."""
-        tensors = {f"order/{group}": order.contiguous() for group, order in self.orders.items()}
-        tensors |= {f"score/{group}": score.contiguous() for group, score in self.scores.items()}
+        tensors = {
+            f"order/{group}": order.clone(memory_format=torch.contiguous_format) for group, order in self.orders.items()
+        }
+        tensors |= {
+            f"score/{group}": score.clone(memory_format=torch.contiguous_format) for group, score in self.scores.items()
+        }
         save_file(tensors, path, metadata={"format": FORMAT, "ranking": json.dumps({"criterion": self.criterion})})
 
     @classmethod

@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from pruning.errors import SurgeryError
 from pruning.groups import ChannelGroups, find_groups
 from pruning.lineage import skeleton
+from pruning.modes import in_mode
 from pruning.policy import Policy
 from pruning.ranking import Ranking
 
@@ -56,9 +57,10 @@ def prune(
         PolicyError: widths that do not fit this network.
         SurgeryError: the cut network does not run or is not the masked one. The model is as it was.
     """
+    if example_input is None and (check or groups is None):
+        raise SurgeryError("prune: expected an `example_input` for the check, got none; or `check=False` and `groups`")
     if groups is None:
-        if example_input is None:
-            raise SurgeryError("prune: expected `groups` or `example_input`, got neither")
+        assert example_input is not None
         groups = find_groups(model, example_input)
     if isinstance(policy, Policy):
         policy.check(groups)
@@ -86,17 +88,20 @@ def remove(
         example_input: `[images, channels, height, width]`; given, the result is compared with the masked network.
 
     Raises:
+        PolicyError: a group that this network does not have, or no channel kept.
         SurgeryError: indices that do not fit, or a result that is not the masked network. The model is as it was.
     """
     places = _removed(groups, kept)
-    expected = None if example_input is None else _masked_output(model, groups, kept, example_input)
-    with _restored_on_error(model, places):
-        for (name, axis), positions in places.items():
-            _shrink(model, name, axis, positions)
-        for layer in {name.rpartition(".")[0] for name, _ in places}:
-            _tell_sizes(model.get_submodule(layer))
-        if example_input is not None and expected is not None:
-            _verify(model, example_input, expected)
+    _check_sizes(model, groups, kept)
+    with torch.random.fork_rng(devices=[]):
+        expected = None if example_input is None else _masked_output(model, groups, kept, example_input)
+        with _restored_on_error(model, places):
+            for (name, axis), positions in places.items():
+                _shrink(model, name, axis, positions)
+            for layer in {name.rpartition(".")[0] for name, _ in places}:
+                _tell_sizes(model.get_submodule(layer))
+            if example_input is not None and expected is not None:
+                _verify(model, example_input, expected)
 
 
 def _removed(groups: ChannelGroups, kept: Mapping[str, Sequence[int]]) -> Places:
@@ -111,6 +116,19 @@ def _removed(groups: ChannelGroups, kept: Mapping[str, Sequence[int]]) -> Places
             positions = places.setdefault((part.tensor, part.axis), set())
             positions.update(position for channel in gone for position in part.positions[channel])
     return {place: sorted(positions) for place, positions in places.items() if positions}
+
+
+def _check_sizes(model: nn.Module, groups: ChannelGroups, kept: Mapping[str, Sequence[int]]) -> None:
+    """Refuse a network that `groups` does not speak of, such as one that was cut before."""
+    for part in (part for name in kept for part in groups[name].slices):
+        try:
+            whole = getattr(model.get_submodule(part.layer), part.tensor.rpartition(".")[2])
+        except AttributeError:
+            raise SurgeryError(f"'{part.tensor}': expected a parameter or a buffer, got none") from None
+        size = whole if isinstance(whole, int) else whole.shape[part.axis]
+        needed = 1 + max(max(positions) for positions in part.positions)
+        if size < needed:
+            raise SurgeryError(f"'{part.tensor}': expected {needed} channels, got {size}; was the network cut before?")
 
 
 @contextmanager
@@ -177,8 +195,8 @@ def _tell_sizes(module: nn.Module) -> None:
 
 def _masked_output(
     model: nn.Module, groups: ChannelGroups, kept: Mapping[str, Sequence[int]], example_input: Tensor
-) -> Tensor:
-    """Return the output of the uncut network in which no layer reads a removed channel.
+) -> list[Tensor]:
+    """Return the outputs of the uncut network in which no layer reads a removed channel.
 
     Masking at the readers is exact whatever lies between maker and reader. Layer norm over channels is the one other
     reader: it normalises over the kept channels only.
@@ -191,8 +209,8 @@ def _masked_output(
         masked[name] = weight.index_fill(axis, torch.tensor(positions, device=weight.device), 0)
     handles = [_normalise_kept_only(model.get_submodule(layer), positions) for layer, positions in norms.items()]
     try:
-        with _evaluating(model), torch.no_grad():
-            return _first(functional_call(model, masked, (_random_like(example_input, model),)))
+        with in_mode(model, training=False), torch.no_grad():
+            return _tensors(functional_call(model, masked, (_random_like(example_input, model),)))
     except Exception as error:
         raise SurgeryError(f"{type(model).__name__} does not run on {tuple(example_input.shape)}: {error}") from error
     finally:
@@ -234,13 +252,18 @@ def _normalise_kept_only(norm: nn.Module, removed: list[int]) -> RemovableHandle
     return norm.register_forward_hook(over_kept)
 
 
-def _verify(model: nn.Module, example_input: Tensor, expected: Tensor) -> None:
-    """Run the cut network in both modes and compare its eval output with the masked one."""
-    output = _run(model, _random_like(example_input, model))
-    bare = skeleton(model)
-    bare.train()
-    image = torch.empty((2, *example_input.shape[1:]), dtype=output.dtype, device="meta")
-    _run_named(bare, image)  # shapes only: an auxiliary head that runs in training must fit, too
+def _verify(model: nn.Module, example_input: Tensor, expected: list[Tensor]) -> None:
+    """Run the cut network in both modes and compare its eval outputs with the masked ones."""
+    image = _random_like(example_input, model)
+    with in_mode(model, training=False):
+        outputs = _tensors(_run_named(model, image))
+    _run_named(skeleton(model).train(), image.to("meta"))  # an auxiliary head that runs in training must fit, too
+    for output, masked in zip(outputs, expected, strict=True):
+        if output.is_floating_point():
+            _compare(output, masked)
+
+
+def _compare(output: Tensor, expected: Tensor) -> None:
     if output.shape != expected.shape:
         raise SurgeryError(f"cut network: expected output {tuple(expected.shape)}, got {tuple(output.shape)}")
     # Sums over fewer channels round differently; 1,000 units in the last place of the largest output covers deep nets.
@@ -250,40 +273,26 @@ def _verify(model: nn.Module, example_input: Tensor, expected: Tensor) -> None:
         raise SurgeryError(f"cut network differs from the masked one by {difference:.2g}, more than {bound:.2g}")
 
 
-def _run(model: nn.Module, image: Tensor) -> Tensor:
-    with _evaluating(model):
-        return _first(_run_named(model, image))
-
-
 def _run_named(model: nn.Module, image: Tensor) -> Any:
     """Run a network; an error names the innermost layer that was running."""
     names = {module: name for name, module in model.named_modules()}
     running: list[str] = []
-    before = [m.register_forward_pre_hook(lambda m, _: running.append(names[m])) for m in names]
-    after = [m.register_forward_hook(lambda *_: void(running.pop())) for m in names]
+    hooks: list[RemovableHandle] = []
     try:
+        for module in names:
+            hooks.append(module.register_forward_pre_hook(lambda m, _: running.append(names[m])))
+            hooks.append(module.register_forward_hook(lambda *_: void(running.pop())))
         with torch.no_grad():
             return model(image)
     except Exception as error:
         raise SurgeryError(f"cut network fails in layer '{running[-1] if running else ''}': {error}") from error
     finally:
-        for handle in (*before, *after):
-            handle.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 def void(_: object) -> None:
     """Drop a value: a forward hook that returns one would replace the output."""
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _random_like(example_input: Tensor, model: nn.Module) -> Tensor:
@@ -293,7 +302,8 @@ def _random_like(example_input: Tensor, model: nn.Module) -> Tensor:
     return noise.to(parameter.device, parameter.dtype)
 
 
-def _first(output: Any) -> Tensor:
-    while not isinstance(output, Tensor):
-        output = output[0] if isinstance(output, (tuple, list)) else next(iter(output.values()))
-    return output
+def _tensors(output: Any) -> list[Tensor]:
+    if isinstance(output, Tensor):
+        return [output]
+    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
+    return [tensor for part in parts for tensor in _tensors(part)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +74,7 @@ def parameter_ids(name: str, tensor: Any, lineage: Lineage) -> Ids:
         return None
     wide = [dim for dim, size in enumerate(tensor.shape) if size > 1]
     if len(wide) != 1:
+        lineage.pin_tensor(name, f"'{name}' is used outside of a layer")
         return fixed(tensor.shape)
     known = lineage.noted(name, wide[0])
     ids = lineage.note(name, wide[0], Role.CARRIED, lineage.fresh(tensor.numel())) if known is None else known
@@ -82,8 +83,23 @@ def parameter_ids(name: str, tensor: Any, lineage: Lineage) -> Ids:
 
 def unknown(call: Call, value: Any) -> Ids:
     """Pin everything that goes in; nothing that comes out can be cut."""
-    call.pin(call.ids, f"no rule for '{call.name}'")
+    call.pin(call.ids, f"'{call.name}' cannot be followed")
     return like(value)
+
+
+def spatial(call: Call, value: Any) -> Ids:
+    """Pooling and resizing, which act on every axis behind the first two."""
+    if any(dim > 1 for dim in varying(call.input)):
+        return unknown(call, value)
+    return respread(call, call.input, value)
+
+
+def padded(call: Call, value: Any, padding: Sequence[Any]) -> Ids:
+    """Padding; `padding` holds two numbers for each axis, the last axis first."""
+    last = call.input.dim() - 1
+    if any(amount != 0 and varies(call.input, last - place // 2) for place, amount in enumerate(padding)):
+        return unknown(call, value)
+    return respread(call, call.input, value)
 
 
 def respread(call: Call, ids: Tensor, value: Any) -> Ids:

@@ -43,6 +43,7 @@ class Lineage:
     _pinned: dict[int, str] = field(default_factory=dict)
     _coupled: set[int] = field(default_factory=set)
     _notes: dict[tuple[str, int], Note] = field(default_factory=dict)
+    _whole: dict[str, str] = field(default_factory=dict)
 
     def fresh(self, count: int) -> Tensor:
         """Return `count` new ids, int64 `[count]`."""
@@ -94,6 +95,10 @@ class Lineage:
         for channel in ids.reshape(-1).unique().tolist():
             self._pin(self.find(channel), reason)
 
+    def pin_tensor(self, tensor: str, reason: str) -> None:
+        """Exclude every channel that sits on a tensor, noted already or later."""
+        self._whole.setdefault(tensor, reason)
+
     def couple(self, ids: Tensor) -> None:
         """Mark ids as tied through a concatenation."""
         self._coupled.update(channel for channel in ids.reshape(-1).unique().tolist() if channel != FIXED)
@@ -122,6 +127,9 @@ class Lineage:
         reasons: dict[int, str] = {}
         for channel, reason in self._pinned.items():
             reasons.setdefault(self.find(channel), reason)
+        for note in self.notes():
+            if note.tensor in self._whole:
+                reasons |= {int(channel): self._whole[note.tensor] for channel in note.ids if channel not in reasons}
         return reasons
 
     def coupled(self) -> set[int]:

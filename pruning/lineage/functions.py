@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pruning.lineage.call import Call, Ids, like, reshaped, respread, tensors, unknown
+from pruning.lineage.call import Call, Ids, like, padded, reshaped, spatial, tensors, unknown
 from pruning.lineage.channels import spread, squeezed, varies, varying
 
 
@@ -50,11 +50,6 @@ def _elementwise(call: Call, value: Tensor) -> Ids:
             first[corner].expand(shape), second[corner].expand(shape), reason, coupling=call.name in SUMS
         )
     return full[0][corner].expand(value.shape)
-
-
-def _spatial(call: Call, value: Tensor) -> Ids:
-    """Pooling, resizing and padding of axes along which no channels lie."""
-    return respread(call, call.input, value)
 
 
 def _reduction(call: Call, value: Any) -> Ids:
@@ -122,7 +117,8 @@ def _roll(call: Call, value: Tensor) -> Ids:
 
 
 def _pad(call: Call, value: Tensor) -> Ids:
-    return respread(call, call.input, value)
+    padding = call.argument(call.literal, 1, "pad")
+    return padded(call, value, padding) if isinstance(padding, Sequence) else unknown(call, value)
 
 
 def _parts(call: Call, value: Any) -> Ids:
@@ -168,12 +164,23 @@ def _without_ellipsis(index: tuple[Any, ...], dims: int) -> list[Any]:
     return entries
 
 
-def _view(call: Call, value: Tensor) -> Ids:
-    sizes = call.literal[0][1:] or (call.literal[1].get("shape", call.literal[1].get("size")),)
-    written = list(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else list(sizes)
-    if len(written) != value.dim():
+def _expand(call: Call, value: Tensor) -> Ids:
+    written = _written(call)[value.dim() - call.input.dim() :]
+    if any(size is not None and varies(call.input, dim) for dim, size in enumerate(written)):
         return unknown(call, value)
-    return reshaped(call, value, [size if isinstance(size, int) and size != -1 else None for size in written])
+    return call.input.expand(value.shape)
+
+
+def _view(call: Call, value: Tensor) -> Ids:
+    written = _written(call)
+    return reshaped(call, value, written) if len(written) == value.dim() else unknown(call, value)
+
+
+def _written(call: Call) -> list[int | None]:
+    """Return the sizes that stand in the code as numbers and will not follow a cut; None for the others."""
+    sizes = call.literal[0][1:] or (call.literal[1].get("shape", call.literal[1].get("size")),)
+    flat = list(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else list(sizes)
+    return [size if isinstance(size, int) and size != -1 else None for size in flat]
 
 
 def _flatten(call: Call, value: Tensor) -> Ids:
@@ -193,25 +200,25 @@ SUMS = frozenset({"add", "add_", "iadd", "__iadd__", "sub", "sub_", "isub", "__a
 
 _UNARY = (
     "relu relu_ relu6 leaky_relu leaky_relu_ elu elu_ selu selu_ celu gelu silu mish hardswish hardsigmoid hardtanh "
-    "hardtanh_ sigmoid sigmoid_ logsigmoid tanh tanh_ softplus softsign clamp clamp_ clip dropout dropout_ dropout1d "
-    "dropout2d dropout3d alpha_dropout feature_dropout abs neg exp log sqrt rsqrt square pow pos contiguous clone "
+    "hardtanh_ sigmoid sigmoid_ logsigmoid tanh tanh_ softplus softsign dropout dropout_ dropout1d "
+    "dropout2d dropout3d alpha_dropout feature_dropout abs neg exp log sqrt rsqrt square pos contiguous clone "
     "detach to float half bfloat16 double type_as stochastic_depth nan_to_num requires_grad_"
 )
 _BINARY = (
     "add add_ iadd __add__ __radd__ sub sub_ isub mul mul_ imul __mul__ __rmul__ div div_ truediv itruediv "
-    "maximum minimum"
+    "maximum minimum pow clamp clamp_ clip"
 )
 _RESIZED = (
     "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
     "adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d lp_pool2d interpolate upsample"
 )
 _REDUCED = "mean sum amax amin"
-_MOVED = "transpose permute movedim swapaxes swapdims unsqueeze squeeze expand expand_as flip t"
+_MOVED = "transpose permute movedim swapaxes swapdims unsqueeze squeeze expand_as flip t"
 
 FUNCTION_RULES: dict[str, Callable[[Call, Any], Ids]] = {
     **dict.fromkeys(_UNARY.split(), _same),
     **dict.fromkeys(_BINARY.split(), _elementwise),
-    **dict.fromkeys(_RESIZED.split(), _spatial),
+    **dict.fromkeys(_RESIZED.split(), spatial),
     **dict.fromkeys(_REDUCED.split(), _reduction),
     **dict.fromkeys(_MOVED.split(), _moved),
     "softmax": _softmax,
@@ -226,6 +233,7 @@ FUNCTION_RULES: dict[str, Callable[[Call, Any], Ids]] = {
     "view": _view,
     "reshape": _view,
     "flatten": _flatten,
+    "expand": _expand,
     "roll": _roll,
     "pad": _pad,
     "channel_shuffle": _channel_shuffle,

@@ -15,16 +15,28 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from pruning.layers import ChannelPad
-from pruning.lineage.call import Call, Ids, reshaped, respread, unknown
+from pruning.lineage.call import Call, Ids, padded, reshaped, spatial, unknown
 from pruning.lineage.channels import FIXED, Role, spread, varies, varying
 
 
 def apply_module(module: nn.Module, call: Call, value: Any) -> Ids:
     """Apply the rule of a module's class, or pin."""
-    for kind in type(module).__mro__:
-        if kind in MODULE_RULES:
-            return MODULE_RULES[kind](module, call, value)
-    return unknown(call, value)
+    rule = next((MODULE_RULES[kind] for kind in type(module).__mro__ if kind in MODULE_RULES), None)
+    if rule is None or _rewritten(type(module)) or _computes_weights(module):
+        return unknown(call, value)
+    return rule(module, call, value)
+
+
+def _rewritten(kind: type[nn.Module]) -> bool:
+    """Tell whether a subclass from elsewhere has a forward of its own: it may do anything to the channels."""
+    known = [base for base in kind.__mro__ if base.__module__.partition(".")[0] in _TRUSTED]
+    return kind.forward is not known[0].forward  # type: ignore[attr-defined]
+
+
+def _computes_weights(module: nn.Module) -> bool:
+    """Tell whether weights are made anew at each call, as weight norm does: a cut could not shorten them."""
+    leaves = ("weight", "bias")
+    return any(isinstance(getattr(module, leaf, None), Tensor) and leaf not in module._parameters for leaf in leaves)
 
 
 def _convolution(module: _ConvNd, call: Call, value: Tensor) -> Ids:
@@ -69,10 +81,11 @@ def _weighted(call: Call, ids: Tensor, value: Tensor, *, reads: int, dim: int, b
 
 
 def _carry(module: nn.Module, call: Call, ids: Tensor) -> None:
-    """Note every parameter and buffer of a per-channel layer that has an entry for each channel."""
-    for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-        if tensor.dim() == 1 and tensor.numel() == ids.numel():
-            call.lineage.note(f"{call.place}.{name}", 0, Role.CARRIED, ids)
+    """Note every parameter and buffer of a per-channel layer that has an entry for each channel, or its count."""
+    tensors = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    names = [name for name, tensor in tensors if tensor.dim() == 1 and tensor.numel() == ids.numel()]
+    for name in names or ["num_features"]:
+        call.lineage.note(f"{call.place}.{name}", 0, Role.CARRIED, ids)
 
 
 def _per_channel(module: nn.Module, call: Call, value: Tensor) -> Ids:
@@ -89,7 +102,7 @@ def _layer_norm(module: nn.LayerNorm, call: Call, value: Tensor) -> Ids:
     last = call.input.dim() - 1
     dims = [dim for dim in varying(call.input) if dim > 0]
     dim = 1 if type(module) is not nn.LayerNorm else last
-    if len(module.normalized_shape) != 1 or any(other != dim for other in dims):
+    if module.weight is None or len(module.normalized_shape) != 1 or any(other != dim for other in dims):
         return unknown(call, value)
     _carry(module, call, call.vector(call.input, dim))
     return call.input
@@ -97,6 +110,8 @@ def _layer_norm(module: nn.LayerNorm, call: Call, value: Tensor) -> Ids:
 
 def _group_norm(module: nn.GroupNorm, call: Call, value: Tensor) -> Ids:
     """Whole normalisation groups stay or go: so the statistics of those that stay are unchanged."""
+    if module.weight is None:
+        return unknown(call, value)  # nothing would tell its number of channels after a cut
     ids = call.vector(call.input, 1)
     call.lineage.tie(ids.reshape(module.num_groups, -1), f"normalisation groups of '{call.place}'")
     _carry(module, call, ids)
@@ -125,7 +140,11 @@ def _module_flatten(module: nn.Flatten, call: Call, value: Tensor) -> Ids:
 
 
 def _module_spatial(module: nn.Module, call: Call, value: Tensor) -> Ids:
-    return respread(call, call.input, value) if isinstance(value, Tensor) else unknown(call, value)
+    return spatial(call, value)
+
+
+def _module_pad(module: nn.ConstantPad1d, call: Call, value: Tensor) -> Ids:
+    return padded(call, value, module.padding)
 
 
 def _module_softmax(module: nn.Softmax, call: Call, value: Tensor) -> Ids:
@@ -135,6 +154,8 @@ def _module_softmax(module: nn.Softmax, call: Call, value: Tensor) -> Ids:
 def _module_same(module: nn.Module, call: Call, value: Tensor) -> Ids:
     return call.input
 
+
+_TRUSTED = ("torch", "torchvision", "pruning")
 
 MODULE_RULES: dict[type[nn.Module], Callable[..., Ids]] = {
     _ConvNd: _convolution,
@@ -160,8 +181,12 @@ _POINTWISE = (
 _POOLING = (
     "MaxPool1d MaxPool2d MaxPool3d AvgPool1d AvgPool2d AvgPool3d LPPool1d LPPool2d AdaptiveAvgPool1d AdaptiveAvgPool2d "
     "AdaptiveAvgPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d Upsample UpsamplingNearest2d "
-    "UpsamplingBilinear2d ZeroPad1d ZeroPad2d ZeroPad3d ConstantPad1d ConstantPad2d ReflectionPad1d ReflectionPad2d "
-    "ReplicationPad1d ReplicationPad2d CircularPad2d"
+    "UpsamplingBilinear2d"
+)
+_PADDING = (
+    "ZeroPad1d ZeroPad2d ZeroPad3d ConstantPad1d ConstantPad2d ReflectionPad1d ReflectionPad2d ReplicationPad1d "
+    "ReplicationPad2d CircularPad2d"
 )
 MODULE_RULES |= {getattr(nn, name): _module_same for name in _POINTWISE.split()}
 MODULE_RULES |= {getattr(nn, name): _module_spatial for name in _POOLING.split()}
+MODULE_RULES |= {getattr(nn, name): _module_pad for name in _PADDING.split()}

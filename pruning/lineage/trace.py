@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,20 +34,47 @@ def follow(model: nn.Module, example_input: Tensor) -> Lineage:
     # Two images: a batch of one makes the batch axis look like a broadcast axis.
     image = torch.empty((2, *example_input.shape[1:]), dtype=example_input.dtype, device="meta")
     lineage = Lineage()
-    for training in (True, False):
-        bare.train(training)
-        _run(_trace(bare), bare, image, lineage)
+    _pin_shared(bare, lineage)
+    with torch.random.fork_rng(devices=[]):
+        for training in (True, False):
+            bare.train(training)
+            _run(_trace(bare), bare, image, lineage)
     return lineage
 
 
 def skeleton(model: nn.Module) -> nn.Module:
-    """Return a copy of a network whose parameters and buffers have shapes but no values (meta device)."""
+    """Return a copy of a network whose parameters and buffers have shapes but no values (meta device); without hooks.
+
+    Raises:
+        GraphError: it cannot be copied.
+    """
     memo: dict[int, Any] = {}
+    for module in model.modules():  # activations and computed weights that layers hold on to cannot be copied
+        held = [value for value in vars(module).values() if isinstance(value, Tensor)]
+        memo |= {id(tensor): torch.empty_like(tensor, device="meta") for tensor in held}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
     for buffer in model.buffers():
         memo[id(buffer)] = torch.empty_like(buffer, device="meta")
-    return copy.deepcopy(model, memo)
+    try:
+        bare = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise GraphError(f"{type(model).__name__}: cannot be copied: {_first_line(error)}") from error
+    for module in bare.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    return bare
+
+
+def _pin_shared(model: nn.Module, lineage: Lineage) -> None:
+    """Pin parameters that two layers share: cut, they would be two."""
+    owners: dict[int, list[str]] = {}
+    for layer, module in model.named_modules():
+        for leaf, parameter in module.named_parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(f"{layer}.{leaf}" if layer else leaf)
+    for first, *others in owners.values():
+        for name in (first, *others) if others else ():
+            lineage.pin_tensor(name, f"'{first}' is also '{others[0]}'")
 
 
 class _Tracer(fx.Tracer):
@@ -110,7 +138,7 @@ def _step(
     if node.op == "call_module":
         module = model.get_submodule(str(node.target))
         value = module(*args, **kwargs)
-        return value, apply_module(module, call, value)
+        return value, apply_module(module, replace(call, name=type(module).__name__), value)
     value = _callable(node)(*args, **kwargs)
     return value, apply_function(_callable(node), call, value)
 

@@ -1,0 +1,40 @@
+"""How many channels each group keeps under a budget. One file a rule."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from pruning.cost import CostModel
+from pruning.groups import ChannelGroups
+from pruning.ranking import Ranking
+from pruning.registry import Registry
+
+
+class Allocation(Protocol):
+    """Spends a budget of MACs on the groups of a network."""
+
+    def widths(
+        self, groups: ChannelGroups, cost: CostModel, macs: int, ranking: Ranking | None = None
+    ) -> dict[str, int]:
+        """Return how many channels each of `groups` keeps.
+
+        The network then costs at most `macs`, and at least 99 % of it wherever such widths are near
+        (`budget.project`); a budget above the full cost gives the full widths.
+
+        Args:
+            groups: the groups that share the cut, all of the network's or some; the others keep all their channels.
+            cost: the cost of the whole network.
+            macs: the budget, multiply-accumulates of one image.
+            ranking: for rules that look at scores.
+
+        Raises:
+            PolicyError: a budget below what the narrowest widths cost.
+            RankingError: a rule that needs scores did not get them.
+        """
+        ...
+
+
+ALLOCATIONS: Registry[Allocation] = Registry("allocation", "pruning.allocation")
+register = ALLOCATIONS.register
+
+__all__ = ["ALLOCATIONS", "Allocation", "register"]

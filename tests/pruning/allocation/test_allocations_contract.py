@@ -1,0 +1,102 @@
+"""What every registered allocation promises, on a network with coupled, depthwise and inner groups."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from pruning.allocation import ALLOCATIONS
+from pruning.cost import CostModel
+from pruning.criteria import CRITERIA
+from pruning.errors import OptionError, PolicyError
+from pruning.groups import ChannelGroups, find_groups
+
+IMAGE = torch.zeros(1, 3, 16, 16)
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 24, 3, padding=1)
+        self.conv1, self.conv2 = nn.Conv2d(24, 16, 3, padding=1), nn.Conv2d(16, 24, 3, padding=1)
+        self.expand, self.project = nn.Conv2d(24, 48, 1), nn.Conv2d(48, 24, 1)
+        self.depthwise = nn.Conv2d(48, 48, 3, padding=1, groups=48)
+        self.fc = nn.Linear(24, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        x = torch.relu(x + self.conv2(torch.relu(self.conv1(x))))
+        x = x + self.project(torch.relu(self.depthwise(torch.relu(self.expand(x)))))
+        return self.fc(x.mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def problem():
+    torch.manual_seed(0)
+    model = Network()
+    groups = find_groups(model, IMAGE)
+    return groups, CostModel(model, groups, IMAGE), CRITERIA.build("l1").rank(model, groups)
+
+
+each_allocation = pytest.mark.parametrize("name", ALLOCATIONS.names())
+each_budget = pytest.mark.parametrize("percent", range(20, 100, 5))
+
+
+@each_allocation
+@each_budget
+def test_the_budget_is_met_within_one_percent(name, percent, problem):
+    groups, cost, ranking = problem
+    macs = cost.full.macs * percent // 100
+    widths = ALLOCATIONS.build(name).widths(groups, cost, macs, ranking)
+    assert 0.99 * macs <= cost.cost(widths).macs <= macs
+    assert tuple(widths) == tuple(groups)
+    groups.check_widths(widths)
+
+
+@each_allocation
+def test_a_much_larger_budget_widens_every_group(name, problem):
+    groups, cost, ranking = problem
+    allocation = ALLOCATIONS.build(name)
+    steps = [allocation.widths(groups, cost, cost.full.macs * fifth // 5, ranking) for fifth in range(1, 6)]
+    assert steps[-1] == groups.widths
+    for narrow, wide in pairwise(steps):
+        assert all(wide[group] >= narrow[group] for group in groups)
+
+
+@each_allocation
+def test_groups_that_are_not_asked_for_stay_whole(name, problem):
+    groups, cost, ranking = problem
+    inner = ChannelGroups(tuple(groups[name] for name in groups.matching(("inner",))))
+    macs = cost.full.macs * 7 // 10
+    widths = ALLOCATIONS.build(name).widths(inner, cost, macs, ranking)
+    assert set(widths) == {"conv1", "expand"}
+    assert 0.99 * macs <= cost.cost(widths).macs <= macs
+
+
+@each_allocation
+def test_widths_are_multiples_where_asked(name, problem):
+    groups, cost, ranking = problem
+    macs = cost.full.macs // 2
+    widths = ALLOCATIONS.build(name, round_to=8).widths(groups, cost, macs, ranking)
+    assert all(width % 8 == 0 for width in widths.values())
+    assert cost.cost(widths).macs <= macs
+
+
+@each_allocation
+def test_an_unreachable_budget_names_the_range(name, problem):
+    groups, cost, ranking = problem
+    with pytest.raises(PolicyError, match=rf"budget: expected \d+ to {cost.full.macs} MACs, .*, got 1000"):
+        ALLOCATIONS.build(name).widths(groups, cost, 1000, ranking)
+
+
+@each_allocation
+def test_a_module_is_named_like_what_it_registers(name):
+    module = ALLOCATIONS.get(name).__module__.rpartition(".")[2]
+    assert module.rstrip("_") == name  # `global` is a keyword: its module is `global_`
+
+
+@each_allocation
+def test_an_unknown_option_is_an_error(name):
+    with pytest.raises(OptionError, match=f"allocation '{name}': unknown option 'colour'"):
+        ALLOCATIONS.build(name, colour="red")
