@@ -87,7 +87,7 @@ def hash_weights(weights: Mapping[str, Tensor]) -> str:
     """Return 16 hex digits of names, types, shapes and values; order, device and memory layout do not count."""
     digest = hashlib.sha256()
     for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
+        tensor = weights[name].detach().cpu()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -205,27 +205,32 @@ def fold(lineage: Lineage) -> ChannelGroups:
     return ChannelGroups(tuple(groups), tuple(pinned))
 
 
-def _places(notes: list[Note]) -> dict[int, dict[int, list[int]]]:
-    """Return channel → note → its positions on that axis; channels in the order of the makers."""
-    places: dict[int, dict[int, list[int]]] = {}
+Places = dict[int, dict[int, tuple[int, ...]]]
+"""Channel → note → its positions on that axis. Tuples: a list for each would keep the garbage collector busy."""
+
+
+def _places(notes: list[Note]) -> Places:
+    """Return where each channel sits; channels in the order of the makers."""
+    places: Places = {}
     for index in sorted(range(len(notes)), key=lambda index: notes[index].role is not Role.MAKER):
         for position, channel in enumerate(notes[index].ids.tolist()):
             if channel != FIXED:
-                places.setdefault(channel, {}).setdefault(index, []).append(position)
+                where = places.setdefault(channel, {})
+                where[index] = (*where.get(index, ()), position)
     return places
 
 
 def _group(
     channels: list[int],
     notes: list[Note],
-    places: dict[int, dict[int, list[int]]],
+    places: Places,
     coupled: set[int],
     taken: set[str],
 ) -> ChannelGroup:
     parts: dict[Role, list[Slice]] = {role: [] for role in Role}
     for index in places[channels[0]]:
         note = notes[index]
-        positions = tuple(tuple(places[channel][index]) for channel in channels)
+        positions = tuple(places[channel][index] for channel in channels)
         parts[note.role].append(Slice(note.tensor, note.axis, positions))
     name = first = _layer(parts[Role.MAKER][0].tensor)
     for number in count(2):  # a layer whose channels go separate ways makes several groups

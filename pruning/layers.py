@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,6 +22,17 @@ class ChannelPad(nn.Module):
         self.before = before
         self.after = after
         self.stride = stride
+
+    @property
+    def zeros(self) -> int:
+        """How many zero channels there are, those in front counted first."""
+        return self.before + self.after
+
+    def remove_zeros(self, positions: Sequence[int]) -> None:
+        """Take out zero channels, by their place among all of them."""
+        front = sum(position < self.before for position in positions)
+        self.before -= front
+        self.after -= len(positions) - front
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `[images, c, height, width]` to `[images, before + c + after, ⌈height/stride⌉, ⌈width/stride⌉]`."""

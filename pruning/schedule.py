@@ -25,6 +25,6 @@ def learning_rate_at(step: int, steps_per_epoch: int, recipe: Recipe) -> float:
         progress = max(0.0, step - warmup) / max(total - warmup, 1.0)
         factor = (1 + math.cos(math.pi * progress)) / 2
     elif recipe.schedule == "steps":
-        # A quotient of integers rounds to the same float as the decimal fraction it equals; `0.7 * total` may not.
+        # A quotient of integers rounds to the same float as the decimal fraction it equals; `0.55 * 700` does not.
         factor = recipe.decay ** sum(step / total >= milestone for milestone in recipe.milestones)
     return recipe.learning_rate * climbed * factor

@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from pruning.errors import SurgeryError
 from pruning.groups import ChannelGroups, find_groups
+from pruning.layers import ChannelPad
 from pruning.lineage import skeleton
 from pruning.modes import in_mode
 from pruning.policy import Policy
@@ -26,7 +27,7 @@ Kept = dict[str, tuple[int, ...]]
 """For each group that was cut the channels that stayed, ascending."""
 
 Places = dict[tuple[str, int], list[int]]
-"""(tensor or integer attribute, axis) → positions."""
+"""(tensor, or zeros of a padded shortcut, and axis) → positions."""
 
 
 def prune(
@@ -153,8 +154,8 @@ def _shrink(model: nn.Module, name: str, axis: int, positions: list[int]) -> Non
     layer, _, leaf = name.rpartition(".")
     owner = model.get_submodule(layer)
     whole = getattr(owner, leaf)
-    if isinstance(whole, int):  # an integer attribute is a count
-        setattr(owner, leaf, whole - len(positions))
+    if isinstance(owner, ChannelPad):
+        owner.remove_zeros(positions)
         return
     if not isinstance(whole, Tensor) or (leaf not in owner._parameters and leaf not in owner._buffers):
         raise SurgeryError(f"'{name}': expected a parameter or a buffer, got {type(whole).__name__}")

@@ -57,8 +57,6 @@ def project(
     lowest, highest = ladder.macs(np.stack([least, ladder.top])).tolist()
     if macs < lowest:
         raise PolicyError(f"budget: expected {lowest} to {highest} MACs, which the widths can reach, got {macs}")
-    if macs >= highest:
-        return groups.widths
     state, beyond = _bisect(ladder, direction, least, macs)
     for limit in (beyond, np.minimum(beyond + 1, ladder.top)):
         state = _fill(ladder, state, limit, macs)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +11,7 @@ from pruning.data.images import ImageData, ImageSplit, TensorSplit
 from pruning.data.pixels import Pixels
 from pruning.data.streaming import StreamedSplit
 from pruning.errors import DataError, OptionError
-from pruning.registry import Registry
+from pruning.registry import Registry, check_options, find_function
 
 DATA: Registry[ImageData] = Registry("data source", "pruning.data")
 register = DATA.register
@@ -22,7 +19,7 @@ register = DATA.register
 __all__ = ["DATA", "ImageData", "ImageSplit", "Pixels", "StreamedSplit", "TensorSplit", "load_data", "register"]
 
 
-def load_data(name: str, **options: Any) -> ImageData:
+def load_data(name: str, /, **options: Any) -> ImageData:
     """Load the images of a registered source, or of a function of the caller's.
 
     Args:
@@ -30,7 +27,7 @@ def load_data(name: str, **options: Any) -> ImageData:
         options: what the source takes; see its own documentation.
 
     Raises:
-        UnknownNameError: no source has this name.
+        UnknownNameError: no source, or no function of that module, has this name.
         OptionError: an option that the source does not have, or a value it cannot take.
         DataError: the images are missing, cannot be read or do not fit together.
     """
@@ -45,28 +42,14 @@ def load_data(name: str, **options: Any) -> ImageData:
 
 
 def _load_own(name: str, options: dict[str, Any]) -> ImageData:
-    function = _find(name)
-    try:
-        inspect.signature(function).bind(**options)
-    except TypeError as error:
-        raise OptionError(f"data source '{name}': {error}") from None
+    function = find_function("data source", name, DataError)
+    check_options(f"data source '{name}'", function, options)
     data = function(**options)
     if not isinstance(data, ImageData):
         raise DataError(f"data source '{name}': expected an ImageData, got {type(data).__name__}")
     for part in ("train", "val", "test"):
         _check_split(f"data source '{name}', {part}", data, getattr(data, part))
     return data
-
-
-def _find(name: str) -> Callable[..., Any]:
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function, None)
-    except (ImportError, ValueError) as error:
-        raise DataError(f"data source '{name}': cannot import '{module}': {error}") from None
-    if not callable(found):
-        raise DataError(f"data source '{name}': expected a function '{function}' in '{module}', got {found!r}")
-    return found  # type: ignore[no-any-return]
 
 
 def _check_split(place: str, data: ImageData, split: ImageSplit) -> None:

@@ -120,12 +120,11 @@ def _group_norm(module: nn.GroupNorm, call: Call, value: Tensor) -> Ids:
 
 def _channel_pad(module: ChannelPad, call: Call, value: Tensor) -> Ids:
     """The zeros that a padded shortcut adds are channels of their own: a cut of the sum takes its zeros along."""
-    parts = [call.vector(call.input, 1)]
-    for attribute, count, place in (("before", module.before, 0), ("after", module.after, 2)):
-        name = f"{call.place}.{attribute}"
-        known = call.lineage.noted(name, 0)
-        zeros = call.lineage.note(name, 0, Role.CARRIED, call.lineage.fresh(count)) if known is None else known
-        parts.insert(place, zeros)
+    name = f"{call.place}.zeros"
+    zeros = call.lineage.noted(name, 0)
+    if zeros is None:
+        zeros = call.lineage.note(name, 0, Role.CARRIED, call.lineage.fresh(module.zeros))
+    parts = [zeros[: module.before], call.vector(call.input, 1), zeros[module.before :]]
     return spread(torch.cat(parts), 1, value.shape)
 
 

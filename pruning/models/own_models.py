@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
@@ -11,8 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from pruning.errors import ModelError, OptionError, UnknownNameError
+from pruning.errors import ModelError
 from pruning.models.family import ModelFamily
+from pruning.registry import check_options, find_function
 
 ENTRY_POINTS = "prunesearch.models"
 
@@ -21,20 +20,10 @@ def function_family(name: str) -> ModelFamily:
     """Return the network that the function `package.module:function` builds. This imports, that is, runs the module.
 
     Raises:
-        ModelError: not of that form, or the module cannot be imported.
+        ModelError: not of that form, no function, or the module cannot be imported.
         UnknownNameError: the module has no such function.
     """
-    place, _, function = name.partition(":")
-    if not all(part.isidentifier() for part in (*place.split("."), function)):
-        raise ModelError(f"model '{name}': expected package.module:function")
-    try:
-        module = importlib.import_module(place)
-    except ImportError as error:
-        raise ModelError(f"model '{name}': {error}") from error
-    if not hasattr(module, function):
-        known = (f"{place}:{found}" for found, value in vars(module).items() if callable(value))
-        raise UnknownNameError("model", name, known)
-    return _family(name, getattr(module, function))
+    return _family(name, find_function("model", name, ModelError))
 
 
 def plug_ins() -> dict[str, EntryPoint]:
@@ -55,18 +44,11 @@ def plug_in_family(entry: EntryPoint) -> ModelFamily:
     return _family(entry.name, factory)
 
 
-def _family(name: str, factory: Any) -> ModelFamily:
-    try:
-        signature = inspect.signature(factory)
-    except (TypeError, ValueError):
-        raise ModelError(f"model '{name}': expected a Python function or class, got {factory!r}") from None
+def _family(name: str, factory: Callable[..., Any]) -> ModelFamily:
     shape, groups = getattr(factory, "input_shape", None), getattr(factory, "paper_groups", ())
-    return ModelFamily(partial(_build, name, factory, signature), shape, groups)
+    return ModelFamily(partial(_build, name, factory), shape, groups)
 
 
-def _build(name: str, factory: Callable[..., nn.Module], signature: inspect.Signature, /, **options: Any) -> nn.Module:
-    try:
-        signature.bind(**options)
-    except TypeError as error:
-        raise OptionError(f"model '{name}': {error}; it takes {signature}") from None
+def _build(name: str, factory: Callable[..., nn.Module], /, **options: Any) -> nn.Module:
+    check_options(f"model '{name}'", factory, options)
     return factory(**options)

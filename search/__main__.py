@@ -1,0 +1,5 @@
+"""`python -m search` is `prunesearch`."""
+
+from search.cli import main
+
+main()

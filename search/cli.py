@@ -1,0 +1,273 @@
+"""The command line: one command a step, one line and exit code 2 for a mistake."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import click
+import typer
+
+from pruning import PruningError
+from search.errors import SearchError, SweepError, SweepInterruptedError
+
+app = typer.Typer(
+    name="prunesearch",
+    help="Search for channel-pruning policies: run a sweep, look at its front, take one policy home.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ExperimentFile = Annotated[Path, typer.Argument(help="Experiment file (YAML).", metavar="EXPERIMENT")]
+SweepFolder = Annotated[Path, typer.Argument(help="A sweep's folder.", metavar="SWEEP")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Set a value of the experiment, e.g. --set search.trials=50.")
+]
+Plain = Annotated[bool, typer.Option("--plain", help="Lines instead of a live view, also in a terminal.")]
+Address = Annotated[str, typer.Option(help="Ray cluster to join; 'local' starts one on this machine.")]
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+@app.command()
+def baseline(experiment: ExperimentFile, settings: Settings = None) -> None:
+    """Train the baseline where the experiment names no weights, and measure it on validation and test images.
+
+    Example: prunesearch baseline experiments/digits.yaml --set baseline.epochs=30
+    """
+    from pruning import count_cost, evaluate
+    from search.config import load_experiment
+    from search.prepare import load_baseline
+    from search.units import percent, short_count
+
+    trained = load_baseline(load_experiment(experiment, settings or ()), _say)
+    cost = count_cost(trained.network, trained.example)
+    val, test = (evaluate(trained.network, split).accuracy for split in (trained.data.val, trained.data.test))
+    _say(f"validation {percent(val, 2)}   test {percent(test, 2)}")
+    _say(f"{cost.macs:,} MACs ({short_count(cost.macs)})   {cost.params:,} parameters")
+
+
+@app.command()
+def run(
+    experiment: ExperimentFile, settings: Settings = None, plain: Plain = False, address: Address = "local"
+) -> None:
+    """Run a new sweep: trials in parallel, a live view, the front at the end.
+
+    Example: prunesearch run experiments/digits.yaml --set search.trials=40 --set name=digits-40
+    """
+    from search.config import load_experiment
+    from search.sweep import run_sweep
+
+    _finish(run_sweep(load_experiment(experiment, settings or ()), say=_say, address=address, live=not plain))
+
+
+@app.command()
+def resume(sweep: SweepFolder, plain: Plain = False, address: Address = "local") -> None:
+    """Go on with a sweep that was interrupted; what is finished stays.
+
+    Example: prunesearch resume sweeps/digits
+    """
+    from search.sweep import resume_sweep
+
+    _finish(resume_sweep(sweep, say=_say, address=address, live=not plain))
+
+
+@app.command()
+def front(sweep: SweepFolder) -> None:
+    """Show the non-dominated trials of a sweep, finished or not, and draw them.
+
+    Example: prunesearch front sweeps/digits
+    """
+    from search.sweep import load_sweep
+
+    _finish(load_sweep(sweep))
+
+
+@app.command()
+def best(
+    sweep: SweepFolder,
+    max_macs: Annotated[str | None, typer.Option(help="Most MACs: '50%' of the baseline's, or a number.")] = None,
+    max_params: Annotated[str | None, typer.Option(help="Most parameters: '50%', or a number.")] = None,
+    max_latency_ms: Annotated[str | None, typer.Option(help="Most milliseconds a batch: '50%', or a number.")] = None,
+    min_accuracy: Annotated[str | None, typer.Option(help="Least accuracy: '99%' of the baseline's, or 0.91.")] = None,
+    trial: Annotated[int | None, typer.Option(help="Take this trial instead.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the policy goes.")] = Path("policy.json"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
+) -> None:
+    """Pick the most accurate trial within limits and write its policy.
+
+    Example: prunesearch best sweeps/digits --max-macs 50% --output policy.json
+    """
+    from search.pareto import Limits, pick
+    from search.sweep import load_sweep
+
+    if output.exists() and not force:
+        raise SweepError(f"{output}: exists; name another file with --output, or pass --force")
+    limits = Limits.parse(
+        max_macs=max_macs, max_params=max_params, max_latency_ms=max_latency_ms, min_accuracy=min_accuracy
+    )
+    found = load_sweep(sweep)
+    records = found.records if trial is None else [record for record in found.records if record.number == trial]
+    if not records:
+        raise SweepError(f"--trial {trial}: the sweep has trials 0 to {len(found.records) - 1}")
+    choice = pick(records, found.experiment.objectives, limits, found.baseline)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(choice.record.policy.to_json(), encoding="utf-8")
+    _say(choice.explanation)
+    _say(f"policy written to {output}")
+
+
+@app.command()
+def apply(
+    policy: Annotated[Path, typer.Argument(help="Policy file that `best` wrote.", metavar="POLICY")],
+    experiment: Annotated[
+        Path,
+        typer.Argument(help="Experiment file, or a sweep's folder: names weights and images.", metavar="EXPERIMENT"),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="New folder for the pruned network.")] = Path("pruned"),
+    settings: Settings = None,
+) -> None:
+    """Cut and fine-tune the baseline by a policy; test both networks once; save the pruned one.
+
+    Example: prunesearch apply policy.json sweeps/digits --output pruned
+    """
+    from pruning import load_policy
+    from search.apply import apply_policy
+    from search.config import load_experiment
+
+    file = experiment / "experiment.yaml" if experiment.is_dir() else experiment
+    applied = apply_policy(load_policy(policy), load_experiment(file, settings or ()), output, _say)
+    _say_tested(applied)
+    _say(f"pruned network written to {output}")
+
+
+@app.command()
+def ui(
+    folder: Annotated[Path, typer.Argument(help="A sweep's folder, or the one that holds the sweeps.")],
+    port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 5000,
+) -> None:
+    """Open MLflow's user interface on the runs of a sweep; Ctrl-C ends it.
+
+    Example: prunesearch ui sweeps/digits
+    """
+    from search.tracking import serve
+
+    serve(folder, port, _say)
+
+
+@app.command()
+def sync(sweep: SweepFolder) -> None:
+    """Send to MLflow what waits in a sweep's outbox, because the server was away.
+
+    Example: prunesearch sync sweeps/digits
+    """
+    from search.tracking import sync as send
+
+    _say(f"{send(sweep)} entries still wait")
+
+
+class Kind(StrEnum):
+    """What `names` lists."""
+
+    MODELS = "models"
+    CRITERIA = "criteria"
+    ALLOCATIONS = "allocations"
+    DATA = "data"
+
+
+@app.command()
+def names(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
+    """List the registered names that an experiment may use.
+
+    Example: prunesearch names criteria
+    """
+    from pruning import ALLOCATIONS, CRITERIA, DATA, model_names
+
+    known = {
+        Kind.MODELS: model_names,
+        Kind.CRITERIA: CRITERIA.names,
+        Kind.ALLOCATIONS: ALLOCATIONS.names,
+        Kind.DATA: DATA.names,
+    }
+    for name in known[kind]():
+        _say(name)
+
+
+def _finish(sweep: Sweep) -> None:  # noqa: F821
+    """Print the front and where everything lies."""
+    from search.figures import front_cells, front_table
+    from search.pareto import hypervolume
+    from search.sweep import write_front
+
+    records, objectives = sweep.records, sweep.experiment.objectives
+    if not sweep.front:
+        raise SweepError(f"sweep {sweep.folder}: no trial has succeeded yet")
+    headers, rows = front_cells(front_table(records, sweep.baseline, objectives))
+    _table(headers, rows)
+    _say(
+        f"{len(sweep.front)} of {len(records)} trials; hypervolume {hypervolume(records, objectives, sweep.baseline):.4f}"
+    )
+    for kind, path in write_front(sweep).items():
+        _say(f"{kind:>5}  {path}")
+    _say(f"next: prunesearch best {sweep.folder} --max-macs 50%   ·   prunesearch ui {sweep.folder}")
+
+
+def _say_tested(applied: Applied) -> None:  # noqa: F821
+    before, after = applied.baseline, applied.pruned
+    rows = [
+        [
+            "accuracy",
+            f"{before.accuracy:.2%}",
+            f"{after.accuracy:.2%}",
+            f"{100 * (after.accuracy - before.accuracy):+.2f} points",
+        ],
+        ["MACs", f"{before.macs:,}", f"{after.macs:,}", f"{after.macs / before.macs:.1%}"],
+        ["parameters", f"{before.params:,}", f"{after.params:,}", f"{after.params / before.params:.1%}"],
+        [
+            "latency (ms)",
+            f"{before.latency_ms:.2f}",
+            f"{after.latency_ms:.2f}",
+            f"{after.latency_ms / before.latency_ms:.1%}",
+        ],
+    ]
+    _table(["tested once", "baseline", "pruned", ""], rows)
+
+
+def _table(headers: list[str], rows: list[list[str]]) -> None:
+    """Print columns, the first to the left, the others to the right, however narrow the terminal is."""
+    widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
+    for row in (headers, *rows):
+        first, *others = (
+            cell.rjust(width) if index else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        _say("  ".join([first, *others]).rstrip())
+
+
+def main() -> NoReturn:
+    """Run the command line; a user's mistake is one line on stderr and exit code 2."""
+    sys.path.insert(0, "")  # `module:function` names may mean a file of the user's
+    try:
+        app(standalone_mode=False)
+    except click.ClickException as error:  # a wrong option or argument
+        error.show()
+        sys.exit(error.exit_code)
+    except SweepInterruptedError as interruption:
+        _leave(str(interruption), 130)
+    except (PruningError, SearchError) as error:
+        _leave(f"error: {error}", 2)
+    except (KeyboardInterrupt, click.Abort):
+        _leave("interrupted", 130)
+    sys.exit(0)
+
+
+def _leave(line: str, code: int) -> NoReturn:
+    print(" ".join(line.split()), file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,19 @@
+"""The mistakes a user of the program can act on; the command line prints one line and exits with 2."""
+
+from __future__ import annotations
+
+
+class SearchError(ValueError):
+    """A mistake in what was asked of the search, told in one line."""
+
+
+class ExperimentError(SearchError):
+    """An experiment file that cannot be read, or a value in it that cannot be."""
+
+
+class SweepError(SearchError):
+    """A sweep folder that exists, is missing, is finished, or holds no trial that succeeded."""
+
+
+class SweepInterruptedError(SearchError):
+    """A sweep that was stopped before its last trial; it can be resumed."""

@@ -1,0 +1,55 @@
+"""Which part each trial plays in a picture."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from search.config import Limit, Objective
+from search.errors import SweepError
+from search.pareto import Limits, comparable, front, pick, value_of
+from search.results import State, TrialRecord
+
+HALF = Limit(value=0.5, relative=True)
+
+
+def dominated(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
+    """Return the trials that could be on the front and are not."""
+    members = {record.number for record in front(records, objectives)}
+    return [record for record in comparable(records, objectives) if record.number not in members]
+
+
+def infeasible(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
+    """Return the finished trials that broke a constraint."""
+    return [
+        record
+        for record in records
+        if record.state is State.FINISHED
+        and not record.feasible
+        and all(value_of(record, name) is not None for name in ("accuracy", *objectives))
+    ]
+
+
+def best_at_half(
+    records: Sequence[TrialRecord], objectives: Sequence[Objective], cost: Objective, baseline: Mapping[str, Any]
+) -> TrialRecord | None:
+    """Return the most accurate trial that needs at most half of the baseline's cost, if there is one."""
+    try:
+        return pick(records, objectives, Limits(**{f"max_{cost}": HALF}), baseline).record
+    except SweepError:
+        return None
+
+
+def caption(records: Sequence[TrialRecord], objectives: Sequence[Objective], hidden: int = 0) -> str:
+    """Say how many trials there are and how they ended."""
+    states = Counter(record.state for record in records)
+    broken = sum(record.state is State.FINISHED and not record.feasible for record in records)
+    parts = [f"{states[State.FINISHED]} finished"]
+    parts += [f"{broken} of them broke a constraint"] if broken else []
+    parts += [
+        f"{states[state]} {state.value}" for state in (State.STOPPED, State.FAILED, State.RUNNING) if states[state]
+    ]
+    parts += [f"{hidden} below the axis"] if hidden else []
+    trials = "1 trial" if len(records) == 1 else f"{len(records)} trials"
+    return f"{trials}: {', '.join(parts)}; front of {len(front(records, objectives))}"

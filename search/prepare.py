@@ -1,0 +1,242 @@
+"""Make what all trials share, each piece once: data, baseline, groups, cost model, rankings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pruning import (
+    CRITERIA,
+    ChannelGroups,
+    CostModel,
+    CriterionSpec,
+    DataError,
+    Epoch,
+    ImageData,
+    NestedRanking,
+    Ranking,
+    RankingError,
+    build_model,
+    evaluate,
+    find_groups,
+    fine_tune,
+    hash_weights,
+    load_data,
+    load_weights,
+    paper_groups,
+    save_weights,
+)
+from search.config import Experiment
+from search.errors import ExperimentError
+from search.inputs import Baseline, Inputs, ranking_key
+from search.space import Space
+from search.trial import latency_ms
+
+Say = Callable[[str], None]
+"""Takes one line of progress."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A baseline's network with its data, before any group is looked for."""
+
+    network: nn.Module
+    data: ImageData
+    example: Tensor
+
+
+def silent(_: str) -> None:
+    """Say nothing."""
+
+
+def device_for(experiment: Experiment) -> str:
+    """Return the device on which trials run: a GPU if they ask for one.
+
+    Raises:
+        ExperimentError: a GPU is asked for and there is none.
+    """
+    if experiment.resources.gpus == 0:
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise ExperimentError(f"resources.gpus: expected a CUDA device for {experiment.resources.gpus}, got none")
+    return "cuda"
+
+
+def prepare(experiment: Experiment, say: Say = silent) -> Inputs:
+    """Load or train the baseline, measure it, find its groups and rank their channels.
+
+    Raises:
+        SearchError, PruningError: something in the experiment does not exist or does not fit.
+    """
+    trained = load_baseline(experiment, say)
+    groups = find_groups(trained.network, trained.example)
+    searched = searched_groups(experiment, groups)
+    cost = CostModel(trained.network, groups, trained.example)
+    say(f"{len(searched)} of {len(groups)} channel groups are searched")
+    rankings = rank_all(experiment, trained, groups.only(searched), say)
+    baseline = measure_baseline(experiment, trained, cost)
+    say(f"baseline: {describe_baseline(baseline)} on the validation images")
+    return Inputs(
+        experiment=experiment,
+        model=experiment.model,
+        weights={name: tensor.cpu() for name, tensor in trained.network.state_dict().items()},
+        data=trained.data,
+        groups=groups,
+        cost=cost,
+        example=trained.example,
+        baseline=baseline,
+        rankings=rankings,
+        device=device_for(experiment),
+    )
+
+
+def space_of(inputs: Inputs) -> Space:
+    """Return the searched space of an experiment."""
+    searched = searched_groups(inputs.experiment, inputs.groups)
+    return Space(inputs.experiment, inputs.groups, inputs.cost, searched, inputs.rankings)
+
+
+def load_baseline(experiment: Experiment, say: Say = silent) -> Trained:
+    """Load the images and the baseline's weights; train it where the experiment names no weights."""
+    data = load_data(experiment.data.name, **experiment.data.options)
+    if len(data.classes) != experiment.model.num_classes:
+        raise DataError(
+            f"model.num_classes: expected {len(data.classes)}, the classes of '{experiment.data.name}', "
+            f"got {experiment.model.num_classes}"
+        )
+    say(f"{data.name}: {len(data.train)} training, {len(data.val)} validation, {len(data.test)} test images")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(experiment.search.seed)
+        network = build_model(experiment.model)
+    if experiment.weights is not None:
+        load_weights(network, experiment.weights)
+    else:
+        path = trained_path(experiment, data)
+        if not path.exists():
+            train_baseline(experiment, network, data, say)
+            save_weights(network, path)
+        load_weights(network, path)
+    return Trained(network.eval(), data, torch.zeros((1, *data.image_shape)))
+
+
+def trained_path(experiment: Experiment, data: ImageData) -> Path:
+    """Return where a trained baseline is kept: one file for each network, data, recipe and seed."""
+    parts = [experiment.model.model_dump(), experiment.baseline.model_dump(), data.fingerprint, experiment.search.seed]
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return experiment.storage / "baselines" / f"{experiment.model.name.replace(':', '.')}-{key}.safetensors"
+
+
+def train_baseline(experiment: Experiment, network: nn.Module, data: ImageData, say: Say) -> None:
+    """Train a network from its random weights by the experiment's `baseline` recipe."""
+    recipe, device = experiment.baseline, device_for(experiment)
+    say(f"training the baseline for {recipe.epochs} epochs")
+    for epoch in fine_tune(network, data.train, recipe, device=device, seed=experiment.search.seed):
+        if _worth_saying(epoch, recipe.epochs):
+            accuracy = evaluate(network, data.val, device=device).accuracy
+            say(f"  epoch {epoch.epoch}/{recipe.epochs}: loss {epoch.loss:.3f}, validation {accuracy:.2%}")
+    network.to("cpu")
+
+
+def _worth_saying(epoch: Epoch, epochs: int) -> bool:
+    return epoch.epoch == epochs or epoch.epoch % max(1, epochs // 10) == 0
+
+
+def measure_baseline(experiment: Experiment, trained: Trained, cost: CostModel) -> Baseline:
+    """Evaluate the baseline on the validation images, and time it where latency is asked for."""
+    device, spec = device_for(experiment), experiment.latency
+    network = trained.network.to(device)
+    quality = evaluate(network, trained.data.val, device=device)
+    latency = None
+    if experiment.measures_latency:
+        latency = latency_ms(network, trained.example, spec.batch, spec.repeats, device)
+    network.to("cpu")
+    return Baseline(quality.accuracy, quality.loss, cost.full.macs, cost.full.params, latency)
+
+
+def describe_baseline(baseline: Baseline) -> str:
+    """Return accuracy and cost in words."""
+    latency = "" if baseline.latency_ms is None else f", {baseline.latency_ms:.2f} ms"
+    return f"{baseline.accuracy:.2%}, {baseline.macs / 1e6:.2f} M MACs, {baseline.params:,} parameters{latency}"
+
+
+def searched_groups(experiment: Experiment, groups: ChannelGroups) -> tuple[str, ...]:
+    """Return the groups whose widths are searched.
+
+    Raises:
+        ExperimentError: nothing to search.
+        UnknownNameError: a pattern that matches no group.
+    """
+    patterns: list[str] = []
+    for pattern in experiment.search.groups:
+        if pattern != "paper":
+            patterns.append(pattern)
+            continue
+        rules = paper_groups(experiment.model)
+        if not rules:
+            raise ExperimentError(f"search.groups: no paper's rule is known for '{experiment.model.name}'; use 'inner'")
+        patterns.extend(rules)
+    return groups.matching(tuple(patterns))
+
+
+def rank_all(experiment: Experiment, trained: Trained, groups: ChannelGroups, say: Say = silent) -> dict[str, Ranking]:
+    """Rank the channels by every criterion of the experiment; a ranking that an earlier sweep made is read back."""
+    weights = hash_weights(trained.network.state_dict())
+    rankings: dict[str, Ranking] = {}
+    for spec in experiment.search.criterion:
+        path = _ranking_path(experiment, spec, weights, trained.data, groups)
+        ranking: Ranking | None = _cached(path)
+        if ranking is None:
+            say(f"ranking channels by {spec.name}")
+            ranking = rank(spec, experiment, trained, groups)
+            _store(ranking, path)
+        rankings[ranking_key(spec)] = ranking
+    return rankings
+
+
+def rank(spec: CriterionSpec, experiment: Experiment, trained: Trained, groups: ChannelGroups) -> Ranking:
+    """Rank the channels of `groups` by one criterion, on training images where it needs any."""
+    criterion, device = CRITERIA.build(spec.name, **spec.options), device_for(experiment)
+    network = trained.network.to(device)
+    try:
+        if not criterion.needs_data:
+            return criterion.rank(network, groups)
+        images = min(experiment.search.ranking_images, len(trained.data.train))
+        split = trained.data.train.subset(images, experiment.search.seed)
+        return criterion.rank(network, groups, list(split.batches(128, device=device)))
+    finally:
+        network.to("cpu")
+
+
+def _ranking_path(
+    experiment: Experiment, spec: CriterionSpec, weights: str, data: ImageData, groups: ChannelGroups
+) -> Path:
+    parts: list[object] = [ranking_key(spec), weights, groups.signature, sorted(groups)]
+    if CRITERIA.build(spec.name, **spec.options).needs_data:
+        parts += [data.fingerprint, experiment.search.ranking_images, experiment.search.seed]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    return experiment.storage / "cache" / "rankings" / f"{spec.name}-{key}.safetensors"
+
+
+def _cached(path: Path) -> NestedRanking | None:
+    if not path.exists():
+        return None
+    try:
+        return NestedRanking.load(path)
+    except RankingError:  # torn by a crash or another version's: made again
+        return None
+
+
+def _store(ranking: Ranking, path: Path) -> None:
+    if not isinstance(ranking, NestedRanking):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.draft")
+    ranking.save(draft)
+    draft.replace(path)

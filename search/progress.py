@@ -1,0 +1,212 @@
+"""The live view: a panel that redraws itself in a terminal, one line for each trial elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from search.config import Objective
+from search.pareto import front, hypervolume
+from search.results import Metrics, State, TrialRecord
+from search.units import WORDS, percent, written
+
+ROWS, FAILURES, DRAWS_PER_SECOND = 10, 3, 2
+_COSTS: tuple[Objective, ...] = ("macs", "params", "latency_ms")
+
+
+@dataclass(frozen=True)
+class _Standing:
+    """How the sweep stands: trials that ended, on the front, and running ones."""
+
+    ended: tuple[TrialRecord, ...] = ()
+    front: tuple[TrialRecord, ...] = ()
+    hypervolume: float = 0.0
+    running: int = 0
+
+    def count(self, state: State) -> int:
+        return sum(record.state is state for record in self.ended)
+
+
+class LiveView:
+    """Shows a sweep while it runs; as a context manager it leaves the terminal as it was, whatever happens.
+
+    Args:
+        total: trials of the sweep.
+        baseline: the uncut network's metrics by name.
+        objectives: of the sweep; they make the front.
+        live: draw a panel if the output is a terminal; otherwise one line for each trial that ends.
+        console: where to; standard output as it is now, so that it may be redirected while the view is open.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        baseline: Mapping[str, float],
+        objectives: Sequence[Objective],
+        *,
+        live: bool = True,
+        console: Console | None = None,
+    ) -> None:
+        self._total, self._baseline, self._objectives = total, baseline, tuple(objectives)
+        self._console = console or Console(file=sys.stdout)
+        self._standing = _Standing()
+        self._started, self._began = time.time(), time.monotonic()
+        self._earlier: int | None = None
+        self._told: set[int] = set()
+        self._live: Live | None = None
+        if live and self._console.is_terminal and not self._console.is_dumb_terminal:
+            self._live = Live(
+                console=self._console,
+                get_renderable=self.panel,
+                refresh_per_second=DRAWS_PER_SECOND,
+                redirect_stdout=False,
+            )
+
+    def start(self) -> None:
+        """Begin to draw, and to count the time."""
+        self._started, self._began = time.time(), time.monotonic()
+        if self._live is not None:
+            self._live.start()
+
+    def update(self, records: Sequence[TrialRecord], running: int) -> None:
+        """Show how the sweep stands; trials that ended before the start are not told again."""
+        ended = tuple(record for record in records if record.state is not State.RUNNING)
+        dominated = hypervolume(ended, self._objectives, self._baseline)
+        self._standing = _Standing(ended, tuple(front(ended, self._objectives)), dominated, running)
+        if self._earlier is None:
+            self._told = {record.number for record in ended if self._is_earlier(record)}
+            self._earlier = len(self._told)
+        for record in ended:
+            if record.number not in self._told:
+                self._told.add(record.number)
+                if self._live is None:
+                    self._console.print(self.line(record), soft_wrap=True, markup=False, highlight=False)
+
+    def close(self) -> None:
+        """Draw a last time and give the terminal back."""
+        if self._live is not None:
+            self._live.stop()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def line(self, record: TrialRecord) -> str:
+        """Return one trial that ended as a line of text."""
+        count = f"[{len(self._told):>{len(str(self._total))}}/{self._total}] trial {record.number}"
+        if record.state is State.FAILED or record.metrics is None:
+            return f"{count}  failed: {record.error}"
+        stopped = f"stopped after epoch {record.metrics.epoch}" if record.state is State.STOPPED else ""
+        infeasible = "" if record.feasible else "beyond the limits"
+        facts = [count, *self._facts(record.metrics), record.policy.criterion.name, stopped, infeasible]
+        return "  ".join([*filter(None, facts), _duration(record.seconds)]) + "   " + "  ".join(self._summary())
+
+    def panel(self) -> RenderableType:
+        """Return the panel as it stands now."""
+        standing = self._standing
+        ended = len(standing.ended)
+        bar = Table.grid(expand=True, padding=(0, 1))
+        bar.add_column(ratio=1)
+        bar.add_column(no_wrap=True)
+        bar.add_row(ProgressBar(total=max(self._total, 1), completed=ended), f"{ended}/{self._total}")
+        counts = Text("  ").join(self._counts())
+        summary = "  ".join([*self._summary(), f"elapsed {_duration(time.monotonic() - self._began)}"])
+        group = Group(bar, counts, Text(summary), self._table(), *self._failures())
+        return Panel(group, title="prunesearch", border_style="dim")
+
+    def _counts(self) -> Iterator[Text]:
+        yield Text(f"{self._standing.running} running")
+        for state, style in ((State.FINISHED, ""), (State.STOPPED, ""), (State.FAILED, "red")):
+            if count := self._standing.count(state):
+                yield Text(f"{count} {state.value}", style)
+        if beyond := sum(record.state is State.FINISHED and not record.feasible for record in self._standing.ended):
+            yield Text(f"{beyond} beyond the limits")
+
+    def _is_earlier(self, record: TrialRecord) -> bool:
+        return record.started is not None and record.started + record.seconds < self._started
+
+    def _summary(self) -> Iterator[str]:
+        if self._standing.front:
+            yield f"front {len(self._standing.front)}"
+            yield f"hypervolume {self._standing.hypervolume:.3f}"
+        ended = len(self._standing.ended)
+        here, left = ended - (self._earlier or 0), self._total - ended
+        if here > 0 and left > 0:
+            yield f"ETA {_duration((time.monotonic() - self._began) / here * left)}"
+
+    def _facts(self, metrics: Metrics) -> Iterator[str]:
+        yield written("accuracy", metrics.accuracy)
+        for name in _COSTS:
+            if name == "macs" or name in self._objectives:
+                unit = "" if name == "latency_ms" else f" {WORDS[name]}"
+                yield f"{self._cost(metrics, name)}{unit}{self._share(metrics, name)}"
+
+    def _cost(self, metrics: Metrics, name: Objective) -> str:
+        value = getattr(metrics, name)
+        return "" if value is None else written(name, value)
+
+    def _share(self, metrics: Metrics, name: Objective) -> str:
+        value, whole = getattr(metrics, name), self._baseline.get(name)
+        return f" ({percent(value / whole)})" if value is not None and whole else ""
+
+    def _table(self) -> Table:
+        """Return the front with as much about each trial as fits the width."""
+        asked = [name for name in _COSTS if name in self._objectives]
+        more = [name for name in _COSTS if name in asked or name in ("macs", "params")]
+        for costs, shares, criterion in ((more, True, True), (asked, True, True), (asked, False, True)):
+            table = self._table_of(costs, shares=shares, criterion=criterion)
+            if self._console.measure(table).maximum <= self._console.width - 4:  # the panel's border
+                return table
+        return self._table_of(asked, shares=False, criterion=False)
+
+    def _table_of(self, costs: Sequence[Objective], *, shares: bool, criterion: bool) -> Table:
+        """Return the most accurate part of the front, cheapest first, over the baseline."""
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        for name in ("trial", "accuracy", *(WORDS[name] for name in costs), *(["criterion"] if criterion else [])):
+            table.add_column(name, justify="left" if name in ("trial", "criterion") else "right", no_wrap=True)
+        members = self._standing.front
+        shown = members[-max(3, min(ROWS, self._console.height - 14)) :]
+        if len(shown) < len(members):
+            table.add_row(f"{len(members) - len(shown)} cheaper", style="dim")
+        for record in shown:
+            assert record.metrics is not None
+            metrics = record.metrics
+            cells = [self._cost(metrics, name) + (self._share(metrics, name) if shares else "") for name in costs]
+            names = [record.policy.criterion.name] if criterion else []
+            table.add_row(str(record.number), written("accuracy", metrics.accuracy), *cells, *names)
+        known = {name: self._baseline.get(name) for name in ("accuracy", *costs)}
+        table.add_row("baseline", *("" if value is None else written(name, value) for name, value in known.items()))
+        table.rows[-1].style = "dim"
+        return table
+
+    def _failures(self) -> list[Text]:
+        failed = [record for record in self._standing.ended if record.state is State.FAILED][-FAILURES:]
+        lines = [Text(f"trial {record.number}: {record.error}", style="red", no_wrap=True) for record in failed]
+        for line in lines:
+            line.overflow = "ellipsis"
+        return lines
+
+
+def _duration(seconds: float) -> str:
+    """Return `0.4 s`, `12 s`, `1m40s` or `2h05m`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest} s"
+    return f"{minutes}m{rest:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"

@@ -1,0 +1,79 @@
+"""What a trial measured, and the record of it that fronts, figures and tracking read. Plain data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from pruning import Policy
+
+
+class State(StrEnum):
+    """How a trial stands."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    STOPPED = "stopped early"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """What is known of a cut network after some epochs of fine-tuning; epoch 0 is after the cut and recalibration.
+
+    Attributes:
+        epoch: finished epochs.
+        accuracy: top-1 on the validation split, 0 to 1.
+        loss: cross-entropy on the validation split.
+        macs: multiply-accumulates for one image.
+        params: parameters.
+        latency_ms: median milliseconds for one batch, where it is asked for.
+        seconds: since the trial began, training included.
+    """
+
+    epoch: int
+    accuracy: float
+    loss: float
+    macs: int
+    params: int
+    latency_ms: float | None = None
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the metrics that are there, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial: what was decided, what was measured, how it ended.
+
+    Attributes:
+        number: counts from 0 in the order of proposal.
+        params: the searched values by dimension, e.g. `criterion`, `width.layer1.0.conv1`.
+        history: metrics after the cut and after every epoch, ascending.
+        feasible: within every constraint.
+        error: one line, where it failed.
+    """
+
+    number: int
+    state: State
+    params: dict[str, Any]
+    policy: Policy
+    history: tuple[Metrics, ...] = ()
+    feasible: bool = True
+    error: str | None = None
+    started: float | None = None
+    seconds: float = 0.0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> Metrics | None:
+        """The last measurement."""
+        return self.history[-1] if self.history else None
+
+    @property
+    def counts(self) -> bool:
+        """Whether the trial may stand on the front: finished, measured and feasible."""
+        return self.state is State.FINISHED and self.feasible and self.metrics is not None

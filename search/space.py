@@ -1,0 +1,156 @@
+"""The searched dimensions: what Optuna is asked for, and the policy that the answers mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+
+from pruning import ALLOCATIONS, ChannelGroups, CostModel, CriterionSpec, Policy, Ranking, Recipe, project
+from search.config import Experiment, Span
+from search.inputs import ranking_key
+
+
+class Space:
+    """Asks a trial for its values and turns them into a policy; light enough to travel with the searcher.
+
+    Dimensions, each only where there is something to choose: `allocation`; `width.<group>` (channels kept) or
+    `width.stage<full width>` (part kept) if the allocation is `searched`, else `budget` (part of the baseline's MACs);
+    `criterion`; `recipe.<field>`.
+
+    Widths over a limit on MACs are moved back along the line to the narrowest widths until they meet it.
+
+    Args:
+        experiment: what is searched.
+        groups: every group of the network.
+        cost: its cost by widths.
+        searched: names of the groups whose widths are searched.
+        rankings: by `ranking_key`, for allocations that look at scores.
+        model_signature: of all groups, for the policies.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        groups: ChannelGroups,
+        cost: CostModel,
+        searched: tuple[str, ...],
+        rankings: Mapping[str, Ranking],
+    ) -> None:
+        self._experiment = experiment
+        self._signature = groups.signature
+        self._groups = groups.only(searched)
+        self._cost = cost
+        self._rankings = dict(rankings)
+        self._least = {name: self._narrowest(name) for name in self._groups}
+        limit = experiment.constraints.get("macs")
+        self._most_macs = None if limit is None else int(limit.of(cost.full.macs))
+
+    @property
+    def conditional(self) -> bool:
+        """Whether some dimensions exist only for some values of others."""
+        return len(self._experiment.search.allocation) > 1
+
+    def suggest(self, trial: optuna.trial.BaseTrial) -> Policy:
+        """Ask for every dimension of one trial and return the policy."""
+        search = self._experiment.search
+        criterion = self._criterion(trial)
+        allocation = _choice(trial, "allocation", list(search.allocation))
+        recipe = self._recipe(trial)
+        if allocation == "searched":
+            widths = self._within_limit(self._widths(trial))
+        else:
+            widths = self._allocated(trial, allocation, criterion)
+        return Policy(
+            model=self._experiment.model,
+            network=self._signature,
+            widths=widths,
+            criterion=criterion,
+            recipe=recipe,
+            seed=search.seed,
+        )
+
+    def _criterion(self, trial: optuna.trial.BaseTrial) -> CriterionSpec:
+        specs = self._experiment.search.criterion
+        names = [spec.name for spec in specs]
+        labels = {spec.name if names.count(spec.name) == 1 else ranking_key(spec): spec for spec in specs}
+        return labels[_choice(trial, "criterion", list(labels))]
+
+    def _recipe(self, trial: optuna.trial.BaseTrial) -> Recipe:
+        values = self._experiment.recipe.model_dump()
+        for field, choices in self._experiment.search.recipe.items():
+            name = f"recipe.{field}"
+            if isinstance(choices, list):
+                values[field] = (
+                    choices[_choice(trial, name, list(range(len(choices))))]
+                    if _nested(choices)
+                    else (_choice(trial, name, choices))
+                )
+            else:
+                values[field] = _number(trial, name, choices, whole=Recipe.model_fields[field].annotation is int)
+        return Recipe.model_validate(values)
+
+    def _widths(self, trial: optuna.trial.BaseTrial) -> dict[str, int]:
+        if self._experiment.search.widths.per == "group":
+            return {name: self._width(trial, name) for name in self._groups}
+        stages = sorted({group.width for group in self._groups.values()})
+        least = self._experiment.search.widths.minimum
+        shares = {width: trial.suggest_float(f"width.stage{width}", least, 1.0) for width in stages}
+        return {name: self._rounded(name, shares[group.width]) for name, group in self._groups.items()}
+
+    def _width(self, trial: optuna.trial.BaseTrial, name: str) -> int:
+        low, step = self._least[name], self._experiment.search.widths.round_to
+        high = self._groups[name].width
+        if high % step:
+            high = max(low, high - high % step)
+        return low if low == high else trial.suggest_int(f"width.{name}", low, high, step=step)
+
+    def _rounded(self, name: str, share: float) -> int:
+        """Return the allowed width nearest to a part of the full width."""
+        width, step = self._groups[name].width, self._experiment.search.widths.round_to
+        return width if share >= 1 else min(width, max(self._least[name], step * round(share * width / step)))
+
+    def _narrowest(self, name: str) -> int:
+        group, widths = self._groups[name], self._experiment.search.widths
+        wish = max(group.minimum, math.ceil(widths.minimum * group.width))
+        return min(group.width, widths.round_to * math.ceil(wish / widths.round_to))
+
+    def _within_limit(self, widths: dict[str, int]) -> dict[str, int]:
+        if self._most_macs is None or self._cost.cost(widths).macs <= self._most_macs:
+            return widths
+
+        def direction(t: float) -> dict[str, float]:
+            """From the narrowest widths through the proposed ones (t = ½) to the full ones."""
+            narrow, proposed, full = self._least, widths, self._groups.widths
+            if t <= 0.5:
+                return {name: narrow[name] + 2 * t * (proposed[name] - narrow[name]) for name in widths}
+            return {name: proposed[name] + (2 * t - 1) * (full[name] - proposed[name]) for name in widths}
+
+        step = self._experiment.search.widths.round_to
+        return project(self._groups, self._cost, direction, self._most_macs, round_to=step)
+
+    def _allocated(self, trial: optuna.trial.BaseTrial, allocation: str, criterion: CriterionSpec) -> dict[str, int]:
+        span = self._experiment.search.budget
+        macs = int(trial.suggest_float("budget", span.minimum, span.maximum) * self._cost.full.macs)
+        if self._most_macs is not None:
+            macs = min(macs, self._most_macs)
+        known = ALLOCATIONS.options(allocation)
+        options = {"round_to": self._experiment.search.widths.round_to} if "round_to" in known else {}
+        rule = ALLOCATIONS.build(allocation, **options)
+        return rule.widths(self._groups, self._cost, macs, self._rankings.get(ranking_key(criterion)))
+
+
+def _choice(trial: optuna.trial.BaseTrial, name: str, choices: list[Any]) -> Any:
+    return choices[0] if len(choices) == 1 else trial.suggest_categorical(name, choices)
+
+
+def _nested(choices: list[Any]) -> bool:
+    return any(isinstance(choice, (list, dict)) for choice in choices)
+
+
+def _number(trial: optuna.trial.BaseTrial, name: str, span: Span, *, whole: bool) -> float:
+    if whole:
+        return trial.suggest_int(name, int(span.low), int(span.high), log=span.log)
+    return trial.suggest_float(name, span.low, span.high, log=span.log)

@@ -1,0 +1,339 @@
+"""The study: what was proposed, measured and how it ended, in Optuna's storage; and Tune's way to it.
+
+The journal alone suffices to rebuild every record. A searcher holds nothing but the names Tune gave to trials.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import FrozenTrial, Trial, TrialState
+from ray.tune.search.searcher import Searcher
+
+from pruning import Policy
+from search.config import Experiment
+from search.errors import SearchError, SweepError
+from search.measurement import bounds_of, excesses, one_line, read_metrics
+from search.results import Metrics, State, TrialRecord
+
+JOURNAL = "study.journal"
+_POLICY, _TUNE_ID, _ERROR, _EPOCH = "policy", "tune_id", "error", "epoch:"
+_UNEXPLAINED = "raised an exception, or its worker died"
+_STATES = {
+    TrialState.RUNNING: State.RUNNING,
+    TrialState.COMPLETE: State.FINISHED,
+    TrialState.PRUNED: State.STOPPED,
+    TrialState.FAIL: State.FAILED,
+}
+
+
+class Proposer(Protocol):
+    """Turns the values of a trial into a policy, asking for each dimension only where it exists. Picklable."""
+
+    @property
+    def conditional(self) -> bool:
+        """Whether some dimensions exist only for some values of others."""
+        ...
+
+    def suggest(self, trial: optuna.trial.BaseTrial) -> Policy:
+        """Ask for every dimension of one trial and return the policy; equal values give equal policies."""
+        ...
+
+
+# ── the study ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def create_study(folder: Path, experiment: Experiment) -> optuna.Study:
+    """Start the study of a new sweep.
+
+    Raises:
+        SweepError: the folder holds one already.
+    """
+    if (folder / JOURNAL).exists():
+        raise SweepError(f"sweep {folder}: holds a {JOURNAL} already; resume it, or choose another name")
+    folder.mkdir(parents=True, exist_ok=True)
+    with _quiet():
+        study = optuna.create_study(
+            storage=_storage(folder),
+            sampler=_sampler(experiment, number=0),
+            study_name=experiment.name,
+            directions=["maximize" if name == "accuracy" else "minimize" for name in experiment.objectives],
+        )
+        study.set_metric_names(list(experiment.objectives))
+    return study
+
+
+def open_study(folder: Path, experiment: Experiment) -> optuna.Study:
+    """Open the study of a sweep, to read or to go on.
+
+    Raises:
+        SweepError: there is none, or it has other objectives.
+    """
+    if not (folder / JOURNAL).exists():
+        raise SweepError(f"sweep {folder}: expected {JOURNAL}, found none")
+    storage = _storage(folder)
+    if not storage.get_all_studies():
+        raise SweepError(f"sweep {folder}: {JOURNAL} is empty; remove the folder and run the sweep again")
+    with _quiet():
+        study = optuna.load_study(study_name=None, storage=storage, sampler=_sampler(experiment, number=0))
+    if study.metric_names != list(experiment.objectives):
+        names = ", ".join(study.metric_names or ["others"])
+        raise SweepError(f"objectives: expected {names} as in {folder}, got {', '.join(experiment.objectives)}")
+    return study
+
+
+def _storage(folder: Path) -> JournalStorage:
+    path = str(folder / JOURNAL)
+    return JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
+
+
+def _sampler(experiment: Experiment, number: int) -> BaseSampler:
+    """Return the sampler of one proposal, seeded by its number: a resumed sweep must not repeat its first proposals."""
+    search = experiment.search
+    seed = int(np.random.SeedSequence([search.seed, number]).generate_state(1)[0])
+    with _quiet():
+        if search.sampler == "random":
+            return RandomSampler(seed=seed)
+        if search.sampler == "nsga2":
+            return NSGAIISampler(population_size=min(50, max(8, search.trials // 4)), seed=seed)
+        if search.sampler == "tpe":
+            return TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
+        return GPSampler(seed=seed, warn_independent_sampling=False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Optuna from announcing studies and experimental options."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+
+
+# ── records ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def load_records(folder: Path, experiment: Experiment) -> list[TrialRecord]:
+    """Return every trial of a sweep, in the order of proposal.
+
+    Raises:
+        SweepError: no study there, or one with other objectives.
+    """
+    return records(open_study(folder, experiment))
+
+
+def records(study: optuna.Study) -> list[TrialRecord]:
+    """Return every trial that has a policy, in the order of proposal, from the study alone."""
+    explained = study.user_attrs
+    trials = study.get_trials(deepcopy=False)
+    return [_record(trial, explained) for trial in trials if _POLICY in trial.user_attrs and trial.state in _STATES]
+
+
+def _record(trial: FrozenTrial, explained: Mapping[str, Any]) -> TrialRecord:
+    history, started, ended = _history(trial.user_attrs), trial.datetime_start, trial.datetime_complete
+    alive = (ended - started).total_seconds() if started and ended else 0.0
+    error = explained.get(f"{_ERROR}:{trial.number}", trial.user_attrs.get(_ERROR))
+    return TrialRecord(
+        number=trial.number,
+        state=_STATES[trial.state],
+        params=dict(trial.params),
+        policy=Policy.from_json(trial.user_attrs[_POLICY]),
+        history=history,
+        feasible=all(excess <= 0 for excess in trial.constraints.values()),
+        error=error if trial.state is TrialState.FAIL else None,
+        started=started.timestamp() if started else None,
+        seconds=history[-1].seconds if history else alive,
+        extra={_TUNE_ID: trial.user_attrs[_TUNE_ID]} if _TUNE_ID in trial.user_attrs else {},
+    )
+
+
+def _history(attributes: Mapping[str, Any]) -> tuple[Metrics, ...]:
+    measured = [Metrics(**value) for name, value in attributes.items() if name.startswith(_EPOCH) and value]
+    return tuple(sorted(measured, key=lambda metrics: metrics.epoch))
+
+
+# ── Tune's searcher ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class StudySearcher(Searcher):
+    """Proposes by a study and tells it how trials ended, each exactly once.
+
+    A proposal that Tune does not know (the driver died before Tune wrote it down) is handed out again under its number,
+    before anything new is proposed. A trial whose last measurement is not of its recipe's last epoch was stopped early.
+
+    Without metric and mode: Tune would end the whole sweep at the first result that lacks one.
+
+    Args:
+        folder: the sweep's, with its study in it.
+        experiment: trials, sampler, objectives and constraints.
+        proposer: the searched space.
+        baseline: the uncut network's metrics by name, for limits relative to it.
+
+    Raises:
+        SweepError: a limit relative to a metric that the baseline lacks.
+    """
+
+    def __init__(self, folder: Path, experiment: Experiment, proposer: Proposer, baseline: Mapping[str, float]) -> None:
+        super().__init__()
+        self._folder = folder.resolve()
+        self._experiment = experiment
+        self._proposer = proposer
+        self._bounds = bounds_of(experiment, baseline)
+        self._needed = (*experiment.objectives, *experiment.constraints)
+        self._known: dict[str, int] = {}  # Tune's name → number
+        self._study: optuna.Study | None = None
+        sampler = experiment.search.sampler
+        if proposer.conditional and sampler in ("nsga2", "gp"):
+            warnings.warn(
+                f"search.sampler: {sampler} draws at random what exists only for some choices; tpe learns it",
+                stacklevel=2,
+            )
+
+    @property
+    def study(self) -> optuna.Study:
+        """The study, opened on first use."""
+        if self._study is None:
+            _drop_torn_line(self._folder / JOURNAL)
+            self._study = open_study(self._folder, self._experiment)
+        return self._study
+
+    def records(self) -> list[TrialRecord]:
+        """Return every trial so far, in the order of proposal."""
+        return records(self.study)
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # Tune forgets FINISHED
+        """Return the number, policy (JSON) and params of the next trial, or that all have been proposed."""
+        trial = self._next()
+        if trial is None:
+            return Searcher.FINISHED
+        self._known[trial_id] = trial.number
+        trial.set_user_attr(_TUNE_ID, trial_id)
+        if _POLICY not in trial.user_attrs:
+            try:
+                policy = self._proposer.suggest(trial)
+            except Exception as error:
+                self._fail(trial, one_line(error))
+                raise
+            trial.set_user_attr(_POLICY, policy.model_dump_json())
+        return {"number": trial.number, "policy": trial.user_attrs[_POLICY], "params": trial.params}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Keep a measurement; what is none is judged when the trial ends."""
+        trial = self._running(trial_id)
+        if trial is not None:
+            with suppress(SearchError):
+                _keep(trial, read_metrics(result, self._needed))
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tell the study how a trial ended; only the first call for a trial counts."""
+        trial = self._running(trial_id)
+        if trial is None:
+            return
+        try:
+            metrics = self._last(trial, result, error)
+        except SearchError as fault:
+            self._fail(trial, str(fault))
+        else:
+            self._end(trial, metrics)
+
+    def explain_failure(self, trial_id: str, error: object) -> None:
+        """Say why a trial failed: Tune's searchers hear only that it did, its callbacks hear why, and later.
+
+        Args:
+            trial_id: Tune's name of the trial.
+            error: an exception, or a text such as that of Tune's error file.
+        """
+        for trial in self.study.get_trials(deepcopy=False):
+            if trial.user_attrs.get(_TUNE_ID) == trial_id:
+                self.study.set_user_attr(f"{_ERROR}:{trial.number}", one_line(error))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Write down which trials Tune knows at this moment."""
+        Path(checkpoint_path).write_text(json.dumps(self._known), encoding="utf-8")
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Go on from what `save` wrote: the other trials that still run in the study are proposed again."""
+        self._known = json.loads(Path(checkpoint_path).read_text(encoding="utf-8"))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_study": None}
+
+    def _next(self) -> Trial | None:
+        trials = self.study.get_trials(deepcopy=False)
+        known = set(self._known.values())
+        for trial in trials:
+            if trial.state is TrialState.RUNNING and trial.number not in known:
+                return self._again(trial)
+        if sum(trial.state is not TrialState.WAITING for trial in trials) >= self._experiment.search.trials:
+            return None
+        self.study.sampler = _sampler(self._experiment, len(trials))
+        return self.study.ask()
+
+    def _again(self, lost: FrozenTrial) -> Trial:
+        """Reopen a proposal. A copy put in the queue would be no parent for NSGA-II: only sampled trials are."""
+        self.study.sampler = _sampler(self._experiment, lost.number)
+        return self._open(lost)
+
+    def _running(self, trial_id: str) -> Trial | None:
+        """Return the trial of Tune's name if it has not ended yet."""
+        number = self._known.get(trial_id)
+        if number is None:
+            return None
+        trial = self.study.get_trials(deepcopy=False)[number]
+        return self._open(trial) if trial.state is TrialState.RUNNING else None
+
+    def _open(self, trial: FrozenTrial) -> Trial:
+        return Trial(self.study, trial._trial_id)
+
+    def _last(self, trial: Trial, result: Mapping[str, Any] | None, error: bool) -> Metrics:
+        if error:
+            raise SearchError(_UNEXPLAINED)
+        if result is not None:
+            return read_metrics(result, self._needed)
+        history = _history(trial.user_attrs)
+        if not history:
+            raise SearchError("stopped before it measured anything")
+        return history[-1]
+
+    def _fail(self, trial: Trial, error: str) -> None:
+        trial.set_user_attr(_ERROR, error)
+        self.study.tell(trial, state=TrialState.FAIL)
+
+    def _end(self, trial: Trial, metrics: Metrics) -> None:
+        _keep(trial, metrics)
+        for name, excess in excesses(metrics, self._bounds).items():
+            trial.set_constraint(name, excess)
+        if metrics.epoch < Policy.from_json(trial.user_attrs[_POLICY]).recipe.epochs:
+            self.study.tell(trial, state=TrialState.PRUNED)
+        else:
+            self.study.tell(trial, [getattr(metrics, name) for name in self._experiment.objectives])
+
+
+def _keep(trial: Trial, metrics: Metrics) -> None:
+    """Add a measurement to the history; later ones stem from an attempt that was given up."""
+    for known in _history(trial.user_attrs):
+        if known.epoch > metrics.epoch:
+            trial.set_user_attr(f"{_EPOCH}{known.epoch}", None)  # attributes cannot be removed
+    trial.set_user_attr(f"{_EPOCH}{metrics.epoch}", metrics.to_dict())
+
+
+def _drop_torn_line(journal: Path) -> None:
+    """Drop a last line that a full disk or a power cut tore: the next one would be glued to it, and both lost."""
+    if journal.exists() and not (content := journal.read_bytes()).endswith(b"\n"):
+        with journal.open("r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)

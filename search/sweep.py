@@ -1,0 +1,315 @@
+"""Assemble a sweep and run it, or take up an interrupted one: Tune launches, the study proposes, MLflow watches."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import math
+import os
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import tune
+
+from pruning import Policy, PruningError
+from search.config import Experiment, load_experiment
+from search.errors import ExperimentError, SweepError, SweepInterruptedError
+from search.figures import front_markdown, front_page, front_table, plot_front, write_front_csv
+from search.inputs import Inputs
+from search.pareto import front
+from search.prepare import Say, prepare, silent, space_of
+from search.progress import LiveView
+from search.results import Metrics, State, TrialRecord
+from search.study import StudySearcher, create_study, load_records
+from search.tracking import Tracker
+from search.trial import run_trial
+from search.units import percent, short_count
+
+EXPERIMENT, BASELINE, TUNE, SNAPSHOTS = "experiment.yaml", "baseline.json", "tune", "snapshots"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep as its folder holds it.
+
+    Attributes:
+        experiment: what was asked.
+        baseline: the network before any cut, by metric; accuracy on the validation images.
+        records: every trial, in the order of proposal.
+    """
+
+    experiment: Experiment
+    folder: Path
+    baseline: dict[str, float]
+    records: list[TrialRecord]
+
+    @property
+    def front(self) -> list[TrialRecord]:
+        """The non-dominated trials, cheapest first."""
+        return front(self.records, self.experiment.objectives)
+
+
+def run_sweep(experiment: Experiment, *, say: Say = silent, address: str = "local", live: bool = True) -> Sweep:
+    """Run a new sweep to its end.
+
+    Raises:
+        SweepError: the folder exists, or no trial succeeded.
+        SearchError, PruningError: something in the experiment does not exist or does not fit; nothing is written.
+    """
+    experiment = _portable(experiment)
+    folder = experiment.folder
+    if folder.exists():
+        raise SweepError(f"sweep {folder}: exists; resume it, or give the sweep another name with --set name=…")
+    inputs = prepare(experiment, say)
+    folder.mkdir(parents=True)
+    (folder / EXPERIMENT).write_text(experiment.to_yaml(), encoding="utf-8")
+    (folder / BASELINE).write_text(json.dumps(inputs.baseline.to_dict(), indent=2) + "\n", encoding="utf-8")
+    create_study(folder, experiment)
+    return _launch(inputs, folder, say, address, live=live)
+
+
+def resume_sweep(folder: Path, *, say: Say = silent, address: str = "local", live: bool = True) -> Sweep:
+    """Take up a sweep that was interrupted: finished trials stay, interrupted ones go on or start again.
+
+    Raises:
+        SweepError: no such sweep, or one that is finished.
+    """
+    sweep = load_sweep(folder)
+    ended = sum(record.state is not State.RUNNING for record in sweep.records)
+    if ended >= sweep.experiment.search.trials:
+        raise SweepError(f"sweep {folder}: finished, all {ended} trials have ended")
+    say(f"resuming {folder}: {ended} of {sweep.experiment.search.trials} trials have ended")
+    return _launch(prepare(sweep.experiment, say), folder, say, address, live=live)
+
+
+def load_sweep(folder: Path) -> Sweep:
+    """Read what a sweep's folder holds.
+
+    Raises:
+        SweepError: no sweep there.
+    """
+    if not (folder / EXPERIMENT).is_file() or not (folder / BASELINE).is_file():
+        raise SweepError(f"sweep {folder}: expected a sweep's folder with {EXPERIMENT}, found none")
+    experiment = load_experiment(folder / EXPERIMENT).model_copy(update={"storage": folder.resolve().parent})
+    baseline = json.loads((folder / BASELINE).read_text(encoding="utf-8"))
+    return Sweep(experiment, folder, baseline, load_records(folder, experiment))
+
+
+def _portable(experiment: Experiment) -> Experiment:
+    """Make paths absolute, so that the copy in the sweep's folder means the same."""
+    options = dict(experiment.data.options)
+    if isinstance(options.get("root"), str):
+        options["root"] = str(Path(options["root"]).resolve())
+    weights = None if experiment.weights is None else experiment.weights.resolve()
+    data = experiment.data.model_copy(update={"options": options})
+    return experiment.model_copy(update={"data": data, "weights": weights, "storage": experiment.storage.resolve()})
+
+
+# ── launching ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _launch(inputs: Inputs, folder: Path, say: Say, address: str, *, live: bool) -> Sweep:
+    experiment, baseline = inputs.experiment, inputs.baseline.to_dict()
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        searcher = StudySearcher(folder, experiment, space_of(inputs), baseline)
+    for note in notes:
+        say(f"note: {note.message}")
+    tracker = Tracker(folder, experiment)
+    view = LiveView(experiment.search.trials, baseline, experiment.objectives, live=live)
+    watcher = _Watcher(searcher, tracker, view)
+    with tracker, _ray(experiment, address):
+        tracker.start(baseline, inputs.groups.widths)
+        with view:
+            _fit(_tuner(inputs, folder, searcher, watcher))
+        sweep = Sweep(experiment, folder, baseline, searcher.records())
+        if any(record.counts for record in sweep.records):
+            tracker.sweep_ended(summary(sweep), write_front(sweep))
+    if len(sweep.records) < experiment.search.trials or any(r.state is State.RUNNING for r in sweep.records):
+        raise SweepInterruptedError(f"sweep {folder}: interrupted; go on with: prunesearch resume {folder}")
+    if not sweep.front:
+        raise SweepError(_why_none(sweep))
+    if left := tracker.left:
+        say(f"MLflow is not reachable: {left} entries wait in {folder}; send them with: prunesearch sync {folder}")
+    return sweep
+
+
+def _why_none(sweep: Sweep) -> str:
+    failed = [record for record in sweep.records if record.state is State.FAILED]
+    if failed:
+        return f"sweep {sweep.folder}: no trial succeeded; {len(failed)} failed, the first with: {failed[0].error}"
+    return f"sweep {sweep.folder}: none of {len(sweep.records)} trials is within the constraints"
+
+
+def write_front(sweep: Sweep) -> dict[str, Path]:
+    """Write the front of a sweep into its folder as table, picture and page; return the files by kind."""
+    records, baseline, objectives = sweep.records, sweep.baseline, sweep.experiment.objectives
+    files = {kind: sweep.folder / f"front.{kind}" for kind in ("csv", "png", "html")}
+    write_front_csv(files["csv"], records, baseline, objectives)
+    plot_front(records, baseline, objectives, title=sweep.experiment.name).savefig(files["png"])
+    page = front_page(records, baseline, objectives, title=sweep.experiment.name)
+    files["html"].write_text(page, encoding="utf-8")
+    return files
+
+
+@contextmanager
+def _ray(experiment: Experiment, address: str) -> Iterator[None]:
+    """Start Ray on this machine, or join a cluster; leave it as it was."""
+    if ray.is_initialized():
+        yield
+        return
+    threads = str(experiment.resources.threads)
+    options: dict[str, Any] = {
+        "logging_level": logging.ERROR,
+        "log_to_driver": False,
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}},
+    }
+    if address == "local":
+        options |= {"num_cpus": _cpus(experiment), "include_dashboard": False}
+    ray.init(address=address, **options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _cpus(experiment: Experiment) -> int:
+    """Return as many CPUs as the trials that run at once ask for, at most what the machine has.
+
+    Raises:
+        ExperimentError: one trial asks for more than there is.
+    """
+    there = os.cpu_count() or 1
+    if experiment.resources.cpus > there:
+        raise ExperimentError(
+            f"resources.cpus: expected at most {there} on this machine, got {experiment.resources.cpus}"
+        )
+    return min(there, math.ceil(experiment.search.concurrent * experiment.resources.cpus))
+
+
+def _tuner(inputs: Inputs, folder: Path, searcher: StudySearcher, watcher: tune.Callback) -> tune.Tuner:
+    resources, search = inputs.experiment.resources, inputs.experiment.search
+    place = {"cpu": resources.cpus, "gpu": resources.gpus}
+    trainable = tune.with_resources(tune.with_parameters(_train, inputs=inputs), place)
+    storage = folder.resolve()
+    run = tune.RunConfig(
+        storage_path=str(storage),
+        name=_tune_folder(storage),
+        verbose=0,
+        callbacks=[watcher],
+        failure_config=tune.FailureConfig(max_failures=resources.retries),
+    )
+    how = tune.TuneConfig(
+        search_alg=searcher,
+        num_samples=search.trials,
+        max_concurrent_trials=search.concurrent,
+        reuse_actors=True,
+    )
+    return tune.Tuner(trainable, tune_config=how, run_config=run)
+
+
+def _tune_folder(storage: Path) -> str:
+    """Return a new name for Tune's files: the study knows what is left to do, Tune starts afresh."""
+    return next(name for name in (f"{TUNE}-{number}" for number in count(1)) if not (storage / name).exists())
+
+
+def _fit(tuner: tune.Tuner) -> None:
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():  # Tune's banner, which no setting turns off
+        warnings.simplefilter("ignore")
+        tuner.fit()
+
+
+def _train(config: dict[str, Any], inputs: Inputs) -> None:
+    """Run one trial in a worker; what it raises becomes its result, so that Tune repeats lost workers only."""
+    torch.set_num_threads(inputs.experiment.resources.threads)
+    policy = Policy.from_json(config["policy"])
+
+    snapshot = inputs.experiment.folder / SNAPSHOTS / f"trial-{config['number']}.pt"
+
+    def report(metrics: Metrics, state: Callable[[], dict[str, Any]]) -> None:
+        if 0 < metrics.epoch < policy.recipe.epochs:
+            _write(state(), snapshot)
+        tune.report(metrics.to_dict())
+
+    try:
+        run_trial(policy, inputs, report, _read(snapshot))
+    except PruningError as error:
+        tune.report({"error": str(error)})
+    except Exception:
+        tune.report({"error": traceback.format_exc()})
+    snapshot.unlink(missing_ok=True)
+
+
+def _write(state: dict[str, Any], snapshot: Path) -> None:
+    snapshot.parent.mkdir(exist_ok=True)
+    draft = snapshot.with_suffix(".draft")
+    torch.save(state, draft)
+    draft.replace(snapshot)
+
+
+def _read(snapshot: Path) -> dict[str, Any] | None:
+    """Return what an earlier attempt at the trial left: its worker or the whole sweep was stopped."""
+    if not snapshot.exists():
+        return None
+    state: dict[str, Any] = torch.load(snapshot, weights_only=True, map_location="cpu")
+    return state
+
+
+class _Watcher(tune.Callback):
+    """Tells the tracker and the live view what happens; runs in the driver."""
+
+    def __init__(self, searcher: StudySearcher, tracker: Tracker, view: LiveView) -> None:
+        self._searcher, self._tracker, self._view = searcher, tracker, view
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """A trial was launched, or launched again."""
+        self._tracker.trial_started(self._record(trial))
+        self._refresh()
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+        """A trial measured something."""
+        history = self._record(trial).history
+        if history:
+            self._tracker.trial_reported(trial.config["number"], history[-1])
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """A trial ended by itself."""
+        self._tracker.trial_ended(self._record(trial))
+        self._refresh()
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """A trial's workers died more often than is allowed."""
+        self._searcher.explain_failure(trial.trial_id, trial.get_error() or "its worker died")
+        self.on_trial_complete(iteration, trials, trial)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def _record(self, trial: Any) -> TrialRecord:
+        return next(r for r in self._searcher.records() if r.number == trial.config["number"])
+
+    def _refresh(self) -> None:
+        records = self._searcher.records()
+        self._view.update(records, sum(record.state is State.RUNNING for record in records))
+
+
+def summary(sweep: Sweep) -> str:
+    """Return what came out, as Markdown."""
+    states = Counter(record.state for record in sweep.records)
+    ended = ", ".join(f"{number} {state}" for state, number in states.items())
+    accuracy, macs = percent(sweep.baseline["accuracy"], 2), short_count(sweep.baseline["macs"])
+    rows = front_table(sweep.records, sweep.baseline, sweep.experiment.objectives)
+    return (
+        f"{len(sweep.records)} trials: {ended}. Baseline: {accuracy} on the validation images, {macs} MACs, "
+        f"{short_count(sweep.baseline['params'])} parameters.\n\n{front_markdown(rows)}\n"
+    )

@@ -1,0 +1,45 @@
+"""Where MLflow keeps the runs, and how this program wants MLflow to behave."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_MODEL_CATALOG_URI": "",  # else the server asks the internet for a list of models
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # the outbox tries again anyway; the default blocks for minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+}
+
+
+def set_environment() -> None:
+    """Set what is not set yet; to be called before MLflow is first imported."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def default_uri(storage: Path) -> str:
+    """Return the address of the SQLite file beside the sweeps."""
+    return f"sqlite:///{(storage.resolve() / 'mlflow.db').as_posix()}"
+
+
+def store_uri(folder: Path, uri: str | None) -> str:
+    """Return where the runs of a sweep's folder go, given what the experiment says."""
+    return uri or default_uri(folder.resolve().parent)
+
+
+def artifact_folder(uri: str) -> str | None:
+    """Return where the artifacts of a SQLite store go: beside its file. A server decides for itself."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlflow-artifacts").as_uri()
+
+
+def without_password(uri: str) -> str:
+    """Return an address as it may be shown."""
+    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", uri)

@@ -1,0 +1,40 @@
+"""How far the lines of an outbox have been carried into a store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from search.tracking.outbox import OUTBOX, first_start, read_lines
+
+OFFSET = "mlflow-offset.json"
+
+
+class Position:
+    """A byte of the outbox that outlives the program; another store, or another sweep in the folder, begins at 0."""
+
+    def __init__(self, folder: Path, uri: str, sweep_id: str) -> None:
+        self._file = folder / OFFSET
+        self._store = hashlib.sha256(f"{uri} {sweep_id}".encode()).hexdigest()[:16]
+
+    def read(self) -> int:
+        """Return the byte after the last line that the store got."""
+        try:
+            memory = json.loads(self._file.read_text(encoding="utf-8"))
+            return int(memory["offset"]) if memory["store"] == self._store else 0
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
+
+    def write(self, offset: int) -> None:
+        """Remember it, whole or not at all."""
+        draft = self._file.with_suffix(".draft")
+        draft.write_text(json.dumps({"store": self._store, "offset": offset}), encoding="utf-8")
+        draft.replace(self._file)
+
+
+def waiting(folder: Path, uri: str) -> int:
+    """Return how many lines a store has not got."""
+    sweep = first_start(folder / OUTBOX)
+    start = Position(folder, uri, sweep["sweep_id"]).read() if sweep else 0
+    return sum(line is not None for line, _ in read_lines(folder / OUTBOX, start))

@@ -1,0 +1,56 @@
+"""MLflow's user interface on this machine."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from search.errors import SweepError
+from search.tracking.outbox import OUTBOX, first_start
+from search.tracking.place import ENVIRONMENT, default_uri, store_uri, without_password
+
+HOST = "127.0.0.1"
+
+
+def ui_command(uri: str, port: int = 5000) -> list[str]:
+    """Return the command that shows a store's runs to this machine alone; run it with `ENVIRONMENT` set."""
+    server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    return [*server, "--host", HOST, "--port", str(port), "--workers", "1"]
+
+
+def serve(folder: Path, port: int, say: Callable[[str], None]) -> None:
+    """Show the runs of a sweep, or of all sweeps in a folder, until Ctrl-C.
+
+    Raises:
+        SweepError: there are no runs, the port is taken, or MLflow does not start.
+    """
+    uri = _uri(folder)
+    if uri.startswith("http"):
+        say(f"MLflow runs already: {without_password(uri)}")
+        return
+    with socket.socket() as probe:
+        if probe.connect_ex((HOST, port)) == 0:
+            raise SweepError(f"port {port}: taken; choose another with --port")
+    say(f"MLflow: http://{HOST}:{port}  (Ctrl-C ends it)")
+    process = subprocess.Popen(ui_command(uri, port), env={**ENVIRONMENT, **os.environ})
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+        return
+    if code:
+        raise SweepError(f"MLflow: ended with exit code {code}")
+
+
+def _uri(folder: Path) -> str:
+    sweep = first_start(folder / OUTBOX)
+    if sweep is not None:
+        return store_uri(folder, sweep["uri"])
+    if (folder / "mlflow.db").is_file():
+        return default_uri(folder)
+    raise SweepError(f"{folder}: expected a sweep's folder, or the one that holds the sweeps, found no runs in it")

@@ -1,0 +1,240 @@
+"""The side of tracking that a sweep sees: calls that append a line and return, and one thread that does the rest."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import uuid
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from threading import Event, Thread
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from filelock import FileLock, Timeout
+
+from search.config import Experiment
+from search.errors import SweepError
+from search.results import Metrics, TrialRecord
+from search.tracking.ledger import record_to_json
+from search.tracking.outbox import OUTBOX, Outbox, first_start
+from search.tracking.place import set_environment, store_uri, without_password
+from search.tracking.position import waiting
+
+if TYPE_CHECKING:
+    from search.tracking.delivery import Delivery
+
+LOCK = "mlflow-outbox.lock"
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
+LOCK_PATIENCE_S = 30.0  # the thread of a sweep that was just left may be in its last call
+
+
+class Tracker:
+    """Tells MLflow about a sweep without ever waiting for it.
+
+    Every method appends one line to `<sweep>/mlflow-outbox.jsonl` and returns; a thread carries the lines on. While
+    MLflow is away they stay, and `sync` brings them later. A tracker on the folder of an earlier one goes on with its
+    runs. Nothing raises because of MLflow or a full disk: `problem` says what is wrong. With `tracking.enabled: false`
+    nothing is written.
+
+    Args:
+        folder: the sweep's.
+        experiment: names the store and MLflow's experiment.
+        patience_s: how long `close` waits for the lines that are left.
+
+    Attributes:
+        left: lines that MLflow has not got when the tracker was closed.
+        problem: why, in one line; None if nothing is wrong.
+    """
+
+    def __init__(self, folder: Path, experiment: Experiment, *, patience_s: float = 20.0) -> None:
+        self._folder, self._experiment, self._patience_s = folder, experiment, patience_s
+        self._uri = store_uri(folder, experiment.tracking.uri)
+        self._outbox: Outbox | None = None
+        self._wake, self._closing, self._abandoned = Event(), Event(), Event()
+        self._thread = Thread(target=self._work, name="mlflow-outbox", daemon=True)
+        self.left = 0
+        self.problem: str | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self, baseline: Mapping[str, float], widths: Mapping[str, int] | None = None) -> None:
+        """Tell that the sweep begins, or goes on.
+
+        Args:
+            baseline: what the uncut network measured.
+            widths: channels of every group before any cut.
+        """
+        if not self._experiment.tracking.enabled or self._outbox is not None:
+            return
+        path = self._folder / OUTBOX
+        earlier = first_start(path)
+        try:
+            self._outbox = Outbox(path)
+        except OSError as error:
+            self.problem = f"{path}: {error.strerror}"
+            return
+        shown = _shown(self._experiment)
+        self._append(
+            "start",
+            sweep_id=earlier["sweep_id"] if earlier else uuid.uuid4().hex,
+            uri=self._experiment.tracking.uri,
+            experiment=shown.model_dump(mode="json"),
+            yaml=shown.to_yaml(),
+            baseline=dict(baseline),
+            widths=dict(widths or {}),
+            tags=_circumstances(),
+        )
+        self._thread.start()
+
+    def trial_started(self, record: TrialRecord) -> None:
+        """Tell that a trial was launched, for the first time or again."""
+        self._append("trial_started", record=record_to_json(record))
+
+    def trial_reported(self, number: int, metrics: Metrics) -> None:
+        """Tell what a trial measured."""
+        self._append("trial_reported", number=number, metrics=asdict(metrics))
+
+    def trial_ended(self, record: TrialRecord) -> None:
+        """Tell how a trial ended; measurements that were not reported come with it. Saying it twice changes nothing."""
+        self._append("trial_ended", record=record_to_json(record))
+
+    def sweep_ended(self, summary_markdown: str, artifacts: Mapping[str, Path | str]) -> None:
+        """Tell what came out.
+
+        Args:
+            summary_markdown: becomes the note of the parent run, with links to the runs of the front.
+            artifacts: files, kept under their own names (pictures and pages below `figures/`), which must stay where
+                they are until they are sent; or texts by name.
+        """
+        self._append(
+            "sweep_ended",
+            summary=summary_markdown,
+            artifacts={name: self._content(content) for name, content in artifacts.items()},
+        )
+
+    def _content(self, content: Path | str) -> dict[str, str]:
+        if isinstance(content, str):
+            return {"text": content}
+        path, folder = content.resolve(), self._folder.resolve()
+        return {"path": str(path.relative_to(folder) if path.is_relative_to(folder) else path)}
+
+    def close(self) -> int:
+        """Tell that the driver leaves, wait a while for MLflow, and return how many lines are left."""
+        if self._outbox is None:
+            return 0
+        self._append("closed")
+        self._outbox.close()
+        self._outbox = None
+        self._closing.set()
+        self._wake.set()
+        self._thread.join(self._patience_s)
+        self._abandoned.set()
+        self.left = waiting(self._folder, self._uri)
+        return self.left
+
+    def _append(self, kind: str, **content: Any) -> None:
+        if self._outbox is None:
+            return
+        try:
+            self._outbox.append(kind, **content)
+        except OSError as error:
+            self.problem = f"{self._folder / OUTBOX}: {error.strerror}"
+        self._wake.set()
+
+    # ── the thread ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _work(self) -> None:
+        delivery, pause = None, FIRST_PAUSE_S
+        with ExitStack() as held:
+            while not self._abandoned.is_set():
+                last = self._closing.is_set()
+                self._wake.clear()
+                try:
+                    if delivery is None:
+                        held.enter_context(FileLock(self._folder / LOCK).acquire(timeout=0))
+                        delivery = _delivery(self._folder, self._uri)
+                    delivery.run(lambda: not self._abandoned.is_set())
+                except Exception as error:  # whatever it is, the sweep goes on
+                    self.problem = _one_line(error)
+                    if last:
+                        return
+                    self._closing.wait(pause)
+                    pause = min(2 * pause, LONGEST_PAUSE_S)
+                else:
+                    self.problem, pause = None, FIRST_PAUSE_S
+                    if last:
+                        return
+                    self._wake.wait()
+
+
+def _delivery(folder: Path, uri: str) -> Delivery:
+    """Import MLflow, a second that the sweep does not wait for, and prepare to write to it."""
+    set_environment()
+    from search.tracking.delivery import Delivery
+
+    return Delivery(folder, uri)
+
+
+def sync(folder: Path, uri: str | None = None) -> int:
+    """Bring to MLflow what an earlier tracker left; doing it again changes nothing.
+
+    Args:
+        folder: the sweep's.
+        uri: another store than the sweep was told; it gets everything.
+
+    Returns:
+        How many lines are left: 0, unless a sweep adds some meanwhile.
+
+    Raises:
+        SweepError: nothing was tracked there, a sweep is running there, or MLflow is not reachable.
+    """
+    sweep = first_start(folder / OUTBOX)
+    if sweep is None:
+        raise SweepError(f"sweep {folder}: expected {OUTBOX} with a sweep's begin, found none")
+    target = store_uri(folder, uri or sweep["uri"])
+    try:
+        with FileLock(folder / LOCK).acquire(timeout=LOCK_PATIENCE_S):
+            _delivery(folder, target).run()
+    except Timeout:
+        raise SweepError(f"sweep {folder}: is running, or another sync is; it writes to MLflow by itself") from None
+    except SweepError:
+        raise
+    except Exception as error:
+        left = waiting(folder, target)
+        raise SweepError(f"MLflow at {without_password(target)}: {_one_line(error)}; {left} entries wait") from None
+    return waiting(folder, target)
+
+
+def _shown(experiment: Experiment) -> Experiment:
+    """Return an experiment as everybody may read it."""
+    uri = experiment.tracking.uri
+    tracking = experiment.tracking.model_copy(update={"uri": without_password(uri) if uri else None})
+    return experiment.model_copy(update={"tracking": tracking})
+
+
+def _circumstances() -> dict[str, str]:
+    """Return which software runs the sweep, as tags."""
+    tags = {"version.python": platform.python_version()}
+    for package in ("prunesearch", "torch", "torchvision", "ray", "optuna", "mlflow"):
+        with suppress(PackageNotFoundError):
+            tags[f"version.{package}"] = version(package)
+    with suppress(OSError, subprocess.SubprocessError):
+        command = ["git", "rev-parse", "HEAD"]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=2, check=True)
+        tags["mlflow.source.git.commit"] = found.stdout.strip()
+    return tags
+
+
+def _one_line(error: Exception) -> str:
+    text = without_password(" ".join(str(error).split())) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:199]}…"

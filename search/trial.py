@@ -1,0 +1,125 @@
+"""One trial, as its own specification: cut, recalibrate, fine-tune, measure. No Ray, no MLflow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pruning import Cost, ImageSplit, Kept, Policy, count_cost, evaluate, fine_tune, measure_latency, prune, recalibrate
+from search.inputs import Inputs
+from search.results import Metrics
+
+
+class Report(Protocol):
+    """Takes each measurement, and a way to get what the trial needs to go on from there."""
+
+    def __call__(self, metrics: Metrics, snapshot: Callable[[], dict[str, Any]], /) -> None:
+        """Receive a measurement; raise to end the trial early."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A network that was cut and fine-tuned, which channels stayed, and the last measurement."""
+
+    network: nn.Module
+    kept: Kept
+    metrics: Metrics
+
+
+def run_trial(policy: Policy, inputs: Inputs, report: Report, resume: Mapping[str, Any] | None = None) -> Outcome:
+    """Cut the baseline as `policy` says and fine-tune it; report after the cut and after every epoch.
+
+    Equal arguments give equal metrics on a CPU. Whoever runs the trial ends it early by raising from `report`. The test
+    split stays closed.
+
+    Args:
+        policy: what to cut and how to recover.
+        inputs: what all trials share; not changed.
+        report: called with each measurement.
+        resume: a snapshot that `report` got earlier; the trial goes on after it.
+
+    Raises:
+        PruningError: the policy does not fit, or training broke down.
+    """
+    clock = _Clock(resume)
+    network = inputs.network()
+    kept = prune(network, policy, inputs.ranking_of(policy), groups=inputs.groups, example_input=inputs.example)
+    network.to(inputs.device)
+    train, recipe = inputs.data.train, policy.recipe
+    if resume is None:
+        recalibrate(network, train, images=recipe.recalibration_images, device=inputs.device, seed=policy.seed)
+    else:
+        network.load_state_dict(resume["network"])
+    cost = count_cost(network, inputs.example)
+    latency = _latency(network, inputs)
+
+    def measure(epoch: int, state: Callable[[], dict[str, Any]] | None) -> Metrics:
+        metrics = _measure(network, inputs.data.val, inputs.device, epoch, cost, latency, clock)
+        report(metrics, lambda: _snapshot(network, metrics, state))
+        return metrics
+
+    metrics = measure(0, None) if resume is None else Metrics(**resume["metrics"])
+    teacher = inputs.network() if recipe.distillation > 0 else None
+    training = fine_tune(
+        network,
+        train,
+        recipe,
+        teacher=teacher,
+        device=inputs.device,
+        seed=policy.seed,
+        resume=None if resume is None else resume["training"],
+    )
+    for epoch in training:
+        metrics = measure(epoch.epoch, epoch.state)
+    return Outcome(network, kept, metrics)
+
+
+class _Clock:
+    """Seconds since the trial began, across interruptions."""
+
+    def __init__(self, resume: Mapping[str, Any] | None) -> None:
+        before = 0.0 if resume is None else float(resume["metrics"]["seconds"])
+        self._start = time.perf_counter() - before
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+
+def _measure(
+    network: nn.Module, val: ImageSplit, device: str, epoch: int, cost: Cost, latency: float | None, clock: _Clock
+) -> Metrics:
+    quality = evaluate(network, val, device=device)
+    return Metrics(
+        epoch=epoch,
+        accuracy=quality.accuracy,
+        loss=quality.loss,
+        macs=cost.macs,
+        params=cost.params,
+        latency_ms=latency,
+        seconds=clock.seconds(),
+    )
+
+
+def _snapshot(network: nn.Module, metrics: Metrics, state: Callable[[], dict[str, Any]] | None) -> dict[str, Any]:
+    """Return what `resume` takes: tensors and plain values only."""
+    weights = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+    return {"network": weights, "metrics": metrics.to_dict(), "training": None if state is None else state()}
+
+
+def _latency(network: nn.Module, inputs: Inputs) -> float | None:
+    spec = inputs.experiment.latency
+    if not inputs.experiment.measures_latency:
+        return None
+    return latency_ms(network, inputs.example, spec.batch, spec.repeats, inputs.device)
+
+
+def latency_ms(network: nn.Module, example: Tensor, batch: int, repeats: int, device: str) -> float:
+    """Return the median milliseconds that a batch of `batch` images takes."""
+    images = torch.zeros((batch, *example.shape[1:]), device=device)
+    return measure_latency(network, images, repeats=repeats).median_ms
