@@ -5,13 +5,17 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import click
 import typer
 
 from pruning import PruningError
 from search.errors import SearchError, SweepError, SweepInterruptedError
+
+if TYPE_CHECKING:
+    from search.apply import Applied
+    from search.sweep import Sweep
 
 app = typer.Typer(
     name="prunesearch",
@@ -131,7 +135,7 @@ def apply(
         Path,
         typer.Argument(help="Experiment file, or a sweep's folder: names weights and images.", metavar="EXPERIMENT"),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="New folder for the pruned network.")] = Path("pruned"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="New folder for the network.")] = Path("pruned"),
     settings: Settings = None,
 ) -> None:
     """Cut and fine-tune the baseline by a policy; test both networks once; save the pruned one.
@@ -200,7 +204,7 @@ def names(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
         _say(name)
 
 
-def _finish(sweep: Sweep) -> None:  # noqa: F821
+def _finish(sweep: Sweep) -> None:
     """Print the front and where everything lies."""
     from search.figures import front_cells, front_table
     from search.pareto import hypervolume
@@ -211,31 +215,22 @@ def _finish(sweep: Sweep) -> None:  # noqa: F821
         raise SweepError(f"sweep {sweep.folder}: no trial has succeeded yet")
     headers, rows = front_cells(front_table(records, sweep.baseline, objectives))
     _table(headers, rows)
-    _say(
-        f"{len(sweep.front)} of {len(records)} trials; hypervolume {hypervolume(records, objectives, sweep.baseline):.4f}"
-    )
+    volume = hypervolume(records, objectives, sweep.baseline)
+    _say(f"{len(sweep.front)} of {len(records)} trials; hypervolume {volume:.4f}")
     for kind, path in write_front(sweep).items():
         _say(f"{kind:>5}  {path}")
     _say(f"next: prunesearch best {sweep.folder} --max-macs 50%   ·   prunesearch ui {sweep.folder}")
 
 
-def _say_tested(applied: Applied) -> None:  # noqa: F821
+def _say_tested(applied: Applied) -> None:
     before, after = applied.baseline, applied.pruned
+    points = f"{100 * (after.accuracy - before.accuracy):+.2f} points"
+    faster = f"{after.latency_ms / before.latency_ms:.1%}"
     rows = [
-        [
-            "accuracy",
-            f"{before.accuracy:.2%}",
-            f"{after.accuracy:.2%}",
-            f"{100 * (after.accuracy - before.accuracy):+.2f} points",
-        ],
+        ["accuracy", f"{before.accuracy:.2%}", f"{after.accuracy:.2%}", points],
         ["MACs", f"{before.macs:,}", f"{after.macs:,}", f"{after.macs / before.macs:.1%}"],
         ["parameters", f"{before.params:,}", f"{after.params:,}", f"{after.params / before.params:.1%}"],
-        [
-            "latency (ms)",
-            f"{before.latency_ms:.2f}",
-            f"{after.latency_ms:.2f}",
-            f"{after.latency_ms / before.latency_ms:.1%}",
-        ],
+        ["latency (ms)", f"{before.latency_ms:.2f}", f"{after.latency_ms:.2f}", faster],
     ]
     _table(["tested once", "baseline", "pruned", ""], rows)
 
