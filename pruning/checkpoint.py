@@ -71,16 +71,20 @@ def save_weights(model: nn.Module, path: Path | str) -> None:
         CheckpointError: it cannot be written.
     """
     path = Path(path)
-    weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(weights, draft, metadata={"format": "pt"})
+        save_file(_portable(model), draft, metadata={"format": "pt"})
         draft.replace(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"weights {path}: cannot be written: {error}") from None
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _portable(model: nn.Module) -> dict[str, Tensor]:
+    """Return the weights as safetensors takes them: dense, each with memory of its own, tied ones too."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
 
 
 def hash_weights(weights: Mapping[str, Tensor]) -> str:
@@ -240,14 +244,13 @@ def save_pruned(
             raise CheckpointError(
                 f"kept.{name}: expected {policy.widths.get(name, 'all')} channels, got {len(indices)}"
             )
-    weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     # A sibling, so that the rename stays on one file system.
     draft = folder.resolve().parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
     try:
         draft.mkdir(parents=True)
         (draft / "policy.json").write_text(policy.to_json(), encoding="utf-8")
         (draft / "kept.json").write_text(cut.model_dump_json() + "\n", encoding="utf-8")
-        save_file(weights, draft / "weights.safetensors", metadata={"format": "pt"})
+        save_file(_portable(model), draft / "weights.safetensors", metadata={"format": "pt"})
         draft.rename(folder)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"pruned network {folder}: cannot be written: {error}") from None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pruning.errors import GraphError
+from pruning.errors import GraphError, UnknownNameError
 from pruning.groups import ChannelGroups
 from pruning.lineage import skeleton
 
@@ -88,9 +88,15 @@ class CostModel:
         self.full = self.cost(groups.widths)
 
     def cost(self, widths: Mapping[str, int]) -> Cost:
-        """Return the cost at widths by group name; a group that is not named keeps all its channels."""
+        """Return the cost at widths by group name; a group that is not named keeps all its channels.
+
+        Raises:
+            UnknownNameError: no such group.
+        """
         row = self.widths.copy()
         for name, keep in widths.items():
+            if name not in self._column:
+                raise UnknownNameError("channel group", name, self.groups)
             row[self._column[name]] = keep
         macs, params = self.costs(row[None])
         return Cost(int(macs[0]), int(params[0]))

@@ -18,6 +18,7 @@ from pruning.data.images import ImageSplit
 from pruning.errors import CheckpointError, DataError, OptionError, PruningError
 from pruning.losses import CrossEntropy, Loss, distance_from_teacher, main_logits
 from pruning.modes import in_mode
+from pruning.optimizers import load_state, make_optimizer
 from pruning.policy import Recipe
 from pruning.precision import uses_bfloat16, uses_channels_last
 from pruning.schedule import learning_rate_at
@@ -163,10 +164,9 @@ class _Training:
         model.to(memory_format=self.memory_format)  # type: ignore[call-overload]  # missing in its overloads
         self.network: Callable[[Tensor], Any] = torch.compile(model) if recipe.compile else model
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = _make_optimizer(self.parameters, recipe)
+        self.optimizer = make_optimizer(self.parameters, recipe)
         self.optimizer.zero_grad()  # gradients of the caller's
-        self.finished = 0
-        self.running = False
+        self.finished, self.running = 0, False
 
     def epochs(self) -> Iterator[Epoch]:
         while self.finished < self.recipe.epochs:
@@ -188,9 +188,8 @@ class _Training:
             for step, (images, labels) in zip(range(self.steps), batches, strict=False):
                 rate = learning_rate_at((number - 1) * self.steps + step, self.steps, self.recipe)
                 losses.add(self._step(images, labels, rate), len(images))
-        mean, images_seen = losses.mean(), losses.images
-        seconds = time.perf_counter() - started
-        return Epoch(number, mean, rate, seconds, images_seen, lambda: self._state_after(number))
+        mean, seconds = losses.mean(), time.perf_counter() - started
+        return Epoch(number, mean, rate, seconds, losses.images, lambda: self._state_after(number))
 
     @contextmanager
     def _prepared(self, number: int) -> Iterator[torch.Generator]:
@@ -255,20 +254,8 @@ class _Training:
         for name, value in expected.items():
             if state[name] != value:
                 raise CheckpointError(f"resume: expected {name} {value}, got {state[name]}")
-        try:
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"resume: the optimizer's state does not fit this network: {error}") from None
-        _check_shapes(self.optimizer)
+        load_state(self.optimizer, state["optimizer"])
         self.finished = int(state["epoch"])
-
-
-def _check_shapes(optimizer: torch.optim.Optimizer) -> None:
-    for parameter, values in optimizer.state.items():
-        for name, value in values.items():
-            if isinstance(value, Tensor) and value.dim() > 0 and value.shape != parameter.shape:
-                shapes = f"expected {name} of {tuple(parameter.shape)}, got {tuple(value.shape)}"
-                raise CheckpointError(f"resume: the optimizer's state does not fit this network: {shapes}")
 
 
 class _Losses:
@@ -311,10 +298,3 @@ def _steps_per_epoch(images: int, batch_size: int) -> int:
     if steps == 0:
         raise DataError(f"fine_tune: expected at least 2 training images, got {images}")
     return steps
-
-
-def _make_optimizer(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    rate, decay, momentum = recipe.learning_rate, recipe.weight_decay, recipe.momentum
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, rate, betas=(momentum, 0.999), weight_decay=decay)
-    return torch.optim.SGD(parameters, rate, momentum, weight_decay=decay, nesterov=momentum > 0)

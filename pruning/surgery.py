@@ -157,6 +157,9 @@ def _shrink(model: nn.Module, name: str, axis: int, positions: list[int]) -> Non
     if isinstance(owner, ChannelPad):
         owner.remove_zeros(positions)
         return
+    if leaf == "num_features":  # all that a norm without weights and statistics knows
+        setattr(owner, leaf, whole - len(positions))
+        return
     if not isinstance(whole, Tensor) or (leaf not in owner._parameters and leaf not in owner._buffers):
         raise SurgeryError(f"'{name}': expected a parameter or a buffer, got {type(whole).__name__}")
     stay = torch.ones(whole.shape[axis], dtype=torch.bool)
@@ -207,7 +210,7 @@ def _masked_output(
     masked: dict[str, Tensor] = {}
     for (name, axis), positions in readers.items():
         weight = masked.get(name, weights[name].detach())
-        masked[name] = weight.index_fill(axis, torch.tensor(positions, device=weight.device), 0)
+        masked[name] = weight.index_fill(axis, torch.tensor(positions, dtype=torch.long, device=weight.device), 0)
     handles = [_normalise_kept_only(model.get_submodule(layer), positions) for layer, positions in norms.items()]
     try:
         with in_mode(model, training=False), torch.no_grad():

@@ -161,7 +161,7 @@ def _limit(name: str, text: str | float) -> Limit:
         limit = Limit.model_validate(Limit.parse(text))
     except ValidationError as error:
         raise SweepError(f"{name}: expected a number or a percentage, got '{text}' ({explain(error, name)})") from None
-    if name == "min_accuracy" and limit.value > 1:
+    if name == "min_accuracy" and limit.value > 1 and not limit.relative:
         raise SweepError(f"min_accuracy: expected 0 to 1, or a percentage of the baseline's, got {limit}")
     return limit
 

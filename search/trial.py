@@ -53,7 +53,14 @@ def run_trial(policy: Policy, inputs: Inputs, report: Report, resume: Mapping[st
     network.to(inputs.device)
     train, recipe = inputs.data.train, policy.recipe
     if resume is None:
-        recalibrate(network, train, images=recipe.recalibration_images, device=inputs.device, seed=policy.seed)
+        recalibrate(
+            network,
+            train,
+            images=recipe.recalibration_images,
+            augment=recipe.augment,  # statistics of what the network was trained on
+            device=inputs.device,
+            seed=policy.seed,
+        )
     else:
         network.load_state_dict(resume["network"])
     cost = count_cost(network, inputs.example)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 from collections.abc import Callable
 from dataclasses import replace
@@ -85,8 +86,10 @@ class _Tracer(fx.Tracer):
 
 
 def _trace(model: nn.Module) -> fx.Graph:
+    inputs = list(inspect.signature(model.forward).parameters.values())
+    defaults = {extra.name: extra.default for extra in inputs[1:] if extra.default is not extra.empty}
     try:
-        return _Tracer().trace(model)
+        return _Tracer().trace(model, concrete_args=defaults)
     except Exception as error:  # whatever the network's own forward raises under tracing
         raise GraphError(f"{type(model).__name__}: cannot be traced: {_first_line(error)}") from error
 

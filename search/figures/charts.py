@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from search.config import Objective
 from search.figures.colours import BASELINE, BEST, DOMINATED, FRONT, INFEASIBLE, SHARES
-from search.figures.roles import best_at_half, dominated, infeasible
+from search.figures.roles import accuracy_axis, best_at_half, dominated, infeasible
 from search.pareto import baseline_value, front, hypervolume_history, value_of
 from search.results import State, TrialRecord
 from search.units import WORDS, percent, written
@@ -56,7 +56,8 @@ def front_chart(
         x=[100], y=[100 * accuracy], mode="markers", marker=star, name="baseline", hovertext=[text], hoverinfo="text"
     )
     figure.update_xaxes(title=f"{WORDS[cost]}, % of the baseline's {written(cost, full_cost)}", rangemode="tozero")
-    figure.update_yaxes(title="accuracy on validation images, %")
+    shown = [record for _, some, _ in marks for record in some]
+    figure.update_yaxes(title="accuracy on validation images, %", range=accuracy_axis(shown, members, accuracy))
     figure.update_layout(height=520, legend={"orientation": "h", "y": -0.2}, hoverlabel={"align": "left"})
     return figure
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter
 
 from search.config import Objective
 from search.figures.colours import BASELINE, BEST, DOMINATED, FRONT, INFEASIBLE, SHARES
-from search.figures.roles import best_at_half, caption, dominated, infeasible
+from search.figures.roles import accuracy_axis, best_at_half, caption, dominated, infeasible
 from search.pareto import baseline_value, comparable, front, value_of
 from search.results import TrialRecord
 from search.units import WORDS, percent, written
@@ -104,7 +104,7 @@ class _Canvas:
         self.axes.scatter([100], [100 * self.accuracy], marker="*", s=150, color=BASELINE, label="baseline", zorder=4)
 
     def best(self, record: TrialRecord | None) -> None:
-        """Ring the trial to take at half the cost; its label sits in the corner that no trial can reach."""
+        """Ring the trial to take at half the cost; its label sits in the corner above the front."""
         if record is None:
             return
         (x,), (y,) = self.places([record])
@@ -123,17 +123,12 @@ class _Canvas:
         )
 
     def frame(self, records: Sequence[TrialRecord], members: Sequence[TrialRecord]) -> int:
-        """Set the axes' ends around the front and the baseline; return how many trials fall below.
-
-        A trial that learned nothing must not squeeze the front into a line.
-        """
+        """Set the axes' ends; return how many trials fall below."""
         x, y = self.places(records)
-        anchors = [*self.places(members)[1], 100 * self.accuracy]
-        span = max(max(anchors) - min(anchors), 1.0)
-        lowest = min(value for value in [*y, *anchors] if value >= min(anchors) - span / 2)
-        self.axes.set_ylim(lowest - 0.08 * span, max([*y, *anchors]) + 0.3 * span)
+        low, high = accuracy_axis(records, members, self.accuracy)
+        self.axes.set_ylim(low, high)
         self.axes.set_xlim(0, max([*x, 100.0]) * 1.04)
-        return sum(value < lowest for value in y)
+        return sum(value < low for value in y)
 
 
 def _tick(cost: Objective, value: float) -> str:

@@ -53,3 +53,15 @@ def caption(records: Sequence[TrialRecord], objectives: Sequence[Objective], hid
     parts += [f"{hidden} below the axis"] if hidden else []
     trials = "1 trial" if len(records) == 1 else f"{len(records)} trials"
     return f"{trials}: {', '.join(parts)}; front of {len(front(records, objectives))}"
+
+
+def accuracy_axis(shown: Sequence[TrialRecord], members: Sequence[TrialRecord], baseline: float) -> tuple[float, float]:
+    """Return the ends of an accuracy axis, in percent, around the front and the baseline, with room above.
+
+    A trial that learned nothing must not squeeze the front into a line: it may fall below the axis.
+    """
+    anchors = [100 * baseline, *(100 * (value_of(record, "accuracy") or 0.0) for record in members)]
+    values = [100 * (value_of(record, "accuracy") or 0.0) for record in shown] + anchors
+    span = max(max(anchors) - min(anchors), 1.0)
+    lowest = min(value for value in values if value >= min(anchors) - span / 2)
+    return lowest - 0.08 * span, max(values) + 0.3 * span

@@ -101,8 +101,7 @@ class Runs:
         values = [Param(_key(name), _short(value)) for name, value in (params or {}).items()]
         labels = [RunTag(_key(name), str(value)) for name, value in (tags or {}).items()]
         while points or values or labels:
-            batch = {"metrics": points[:800], "params": values[:100], "tags": labels[:100]}
-            self._client.log_batch(run_id, **batch, synchronous=True)
+            self._client.log_batch(run_id, points[:800], values[:100], labels[:100], synchronous=True)
             points, values, labels = points[800:], values[100:], labels[100:]
 
     def text(self, run_id: str, text: str, path: str) -> None:

@@ -43,14 +43,14 @@ class Tracker:
     Args:
         folder: the sweep's.
         experiment: names the store and MLflow's experiment.
-        patience_s: how long `close` waits for the lines that are left.
+        patience_s: how long `close` waits for the lines that are left, as long as MLflow answers.
 
     Attributes:
         left: lines that MLflow has not got when the tracker was closed.
         problem: why, in one line; None if nothing is wrong.
     """
 
-    def __init__(self, folder: Path, experiment: Experiment, *, patience_s: float = 20.0) -> None:
+    def __init__(self, folder: Path, experiment: Experiment, *, patience_s: float = 60.0) -> None:
         self._folder, self._experiment, self._patience_s = folder, experiment, patience_s
         self._uri = store_uri(folder, experiment.tracking.uri)
         self._outbox: Outbox | None = None
@@ -235,6 +235,12 @@ def _circumstances() -> dict[str, str]:
     return tags
 
 
-def _one_line(error: Exception) -> str:
-    text = without_password(" ".join(str(error).split())) or type(error).__name__
+def _one_line(error: BaseException) -> str:
+    """Return the reason; of a failed connection the innermost: `Connection refused`."""
+    reason, inner = str(error), error.__cause__ or error.__context__
+    while inner is not None:
+        if isinstance(inner, OSError) and inner.strerror:
+            reason = inner.strerror
+        inner = inner.__cause__ or inner.__context__
+    text = without_password(" ".join(reason.split())) or type(error).__name__
     return text if len(text) <= 200 else f"{text[:199]}…"

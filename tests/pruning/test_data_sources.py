@@ -238,12 +238,13 @@ def own(monkeypatch):
 
 def test_a_function_of_the_callers_is_a_source(own):
     assert len(load_data("own_images:images", train_images=30).train) == 30
+    assert load_data("own_images:mistaken", name="mine").name == "mine"
 
 
 def test_a_function_of_the_callers_is_checked(own):
     with pytest.raises(DataError, match="cannot import 'no_such_module'"):
         load_data("no_such_module:images")
-    with pytest.raises(DataError, match="expected a function 'image' in 'own_images', got None"):
+    with pytest.raises(UnknownNameError, match="data source 'own_images:image'; did you mean 'own_images:images'"):
         load_data("own_images:image")
     with pytest.raises(DataError, match="expected a function 'number' in 'own_images', got 3"):
         load_data("own_images:number")

@@ -163,6 +163,13 @@ def test_what_is_left_goes_to_the_groups_in_order_one_channel_each():
     assert project(groups, cost, even(groups), 26) == {"g0": 9, "g1": 9, "g2": 8}
 
 
+def test_what_is_left_then_goes_one_step_beyond_the_direction():
+    groups = groups_of(10, 10)
+    cost = ProductCost(groups, [(0, 0, 100), (1, 1, 1)])
+    assert project(groups, cost, even(groups), 2500 + 49) == {"g0": 5, "g1": 7}  # (5, 5), then (·, 6), then (·, 7)
+    assert project(groups, cost, even(groups), 2500 + 66) == {"g0": 5, "g1": 7}  # near enough, and no further
+
+
 def test_a_direction_that_ends_early_is_filled_up_evenly():
     groups = groups_of(16, 16)
     cost = ProductCost(groups, [(0, 0, 1), (1, 1, 1)])
@@ -184,7 +191,8 @@ def test_the_least_of_the_direction_is_never_undercut():
         return {"g0": max(9, 32 * t), "g1": 32 * t}
 
     assert project(groups, cost, direction, 82) == {"g0": 9, "g1": 1}
-    assert project(groups, cost, direction, 400, round_to=8)["g0"] >= 16
+    wider_second = project(groups, cost, lambda t: {"g0": max(9, 32 * t), "g1": 64 * t}, 330, round_to=8)
+    assert wider_second == {"g0": 16, "g1": 8}  # g0 at 8, the multiple nearest to 9, would let g1 have 16
     with pytest.raises(PolicyError, match="expected 82 to 2048 MACs"):
         project(groups, cost, direction, 81)
 

@@ -74,7 +74,7 @@ def test_groups_that_are_not_asked_for_stay_whole(name, problem):
     assert 0.99 * macs <= cost.cost(widths).macs <= macs
 
 
-@each_allocation
+@pytest.mark.parametrize("name", [name for name in ALLOCATIONS.names() if "round_to" in ALLOCATIONS.options(name)])
 def test_widths_are_multiples_where_asked(name, problem):
     groups, cost, ranking = problem
     macs = cost.full.macs // 2

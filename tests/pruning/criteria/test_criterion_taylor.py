@@ -159,6 +159,36 @@ def test_a_head_that_does_not_run_in_eval_mode_scores_zero():
     assert scores["main.0"].min() > 0
 
 
+def test_a_head_whose_output_nobody_uses_scores_zero():
+    class Idle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.main, self.head = chain(), nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1))
+
+        def forward(self, x):
+            self.head(x)
+            return self.main(x)
+
+    assert ranked(prepared(Idle()), [pictures()]).scores["head.0"].tolist() == [0.0] * 4
+
+
+def test_channels_of_tokens_lie_along_the_last_axis():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wide, self.narrow, self.fc = nn.Linear(3, 6), nn.Linear(6, 4), nn.Linear(4, 5)
+
+        def forward(self, x):
+            x = self.wide(x.flatten(2).transpose(1, 2))  # [images, 64 pixels, 6 channels]
+            return self.fc(torch.relu(self.narrow(torch.relu(x))).mean(1))
+
+    model, (images, labels) = prepared(Tokens()), pictures()
+    groups = find_groups(model, IMAGE)
+    scores = ranked(model, [(images, labels)]).scores["wide"].tolist()
+    slopes = [difference_quotient(model, groups["wide"], channel, images, labels) for channel in range(6)]
+    assert scores == pytest.approx([float((slope**2).mean()) for slope in slopes], rel=1e-6)
+
+
 def test_a_frozen_network_is_scored_like_any_other_also_without_gradients_around():
     model, data = prepared(chain()), [pictures()]
     expected = ranked(model, data).scores["0"].tolist()

@@ -1,0 +1,256 @@
+"""Counted cost is what hooks on the layers count, what torch's own counter counts, and what the cost model says."""
+
+from __future__ import annotations
+
+import gc
+import pickle
+import weakref
+from math import prod
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+from two_heads import IMAGES, TwoHeads, held
+from zeroing import random_ranking
+
+from pruning.cost import Cost, CostModel, count_cost
+from pruning.errors import GraphError, UnknownNameError
+from pruning.groups import find_groups
+from pruning.models import build_model
+from pruning.policy import ModelSpec
+from pruning.surgery import prune
+
+NETWORKS = {
+    "resnet20": 32,
+    "googlenet_cifar": 32,
+    "mobilenet_v2": 64,
+    "shufflenet_v2_x1_0": 64,
+    "regnet_y_400mf": 64,
+    "densenet121": 64,
+}
+
+
+def build(name: str, **options: Any) -> nn.Module:
+    with torch.device("meta"):
+        return build_model(ModelSpec(name=name, options=options)).eval()
+
+
+def macs_by_hooks(network: nn.Module, image: Tensor) -> int:
+    """Sum over convolutions and linear layers: each output entry costs the weights that one of them sees."""
+    total = 0
+
+    def count(layer: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        nonlocal total
+        if isinstance(layer, nn.Linear):
+            total += output.numel() * layer.in_features
+        elif isinstance(layer, (nn.ConvTranspose1d, nn.ConvTranspose2d)):
+            total += inputs[0].numel() * layer.out_channels // layer.groups * prod(layer.kernel_size)
+        else:
+            total += output.numel() * layer.in_channels // layer.groups * prod(layer.kernel_size)
+
+    layers = [m for m in network.modules() if hasattr(m, "in_channels") or isinstance(m, nn.Linear)]
+    handles = [layer.register_forward_hook(count) for layer in layers]
+    network(image)
+    for handle in handles:
+        handle.remove()
+    return total
+
+
+def macs_by_torch(network: nn.Module, image: Tensor) -> int:
+    with FlopCounterMode(display=False) as counter:
+        network(image)
+    return counter.get_total_flops() // 2
+
+
+# ── counting ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("name", "pixels"), NETWORKS.items())
+def test_macs_are_those_of_hooks_and_of_torch(name: str, pixels: int) -> None:
+    network, image = build(name), torch.empty(1, 3, pixels, pixels, device="meta")
+    cost = count_cost(network, image)
+    assert cost.macs == macs_by_hooks(network, image) == macs_by_torch(network, image)
+    assert cost.params == sum(parameter.numel() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(4, 6, 3, stride=2, groups=2),
+        nn.Conv2d(4, 6, (1, 3), padding="same", dilation=2, padding_mode="circular"),
+        nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2, output_padding=1),
+        nn.Sequential(nn.Flatten(2), nn.Conv1d(4, 6, 3), nn.ConvTranspose1d(6, 2, 2, stride=2)),
+        nn.Sequential(nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(4 * 64, 3), nn.ReLU(), nn.Linear(3, 1, bias=False)),
+    ],
+    ids=["grouped", "dilated", "transposed", "one dimension", "linear"],
+)
+def test_single_layers_are_counted(layer: nn.Module) -> None:
+    image = torch.zeros(1, 4, 8, 8)
+    assert count_cost(layer, image).macs == macs_by_hooks(layer.eval(), image) == macs_by_torch(layer, image)
+
+
+def test_the_cost_of_a_known_network_is_the_published_one() -> None:
+    resnet50 = build_model(ModelSpec(name="resnet50", num_classes=1000))
+    assert count_cost(resnet50, torch.zeros(1, 3, 224, 224)) == Cost(macs=4_089_184_256, params=25_557_032)
+
+
+class Tokens(nn.Module):
+    """Flattens an image into tokens, not contiguous in memory."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        return self.layer(tokens, tokens, tokens)[0] if isinstance(self.layer, nn.MultiheadAttention) else self.layer(tokens)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_layers_on_tokens_are_counted_frozen_or_not(bias: bool, frozen: bool) -> None:
+    network = Tokens(nn.Linear(8, 5, bias=bias)).requires_grad_(not frozen)
+    assert count_cost(network, torch.zeros(1, 8, 4, 4)).macs == 16 * 8 * 5
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_projections_of_attention_are_counted_and_its_products_are_not(training: bool, frozen: bool) -> None:
+    attention = nn.MultiheadAttention(8, 2, batch_first=True).requires_grad_(not frozen)
+    assert count_cost(Tokens(attention).train(training), torch.zeros(1, 8, 4, 4)).macs == 16 * 4 * 8 * 8
+    layer = nn.TransformerEncoderLayer(8, 2, 24, batch_first=True).requires_grad_(not frozen)
+    assert count_cost(Tokens(layer).train(training), torch.zeros(1, 8, 4, 4)).macs == 16 * (4 * 8 * 8 + 2 * 8 * 24)
+
+
+def test_a_layer_costs_as_often_as_it_runs_in_eval_mode() -> None:
+    class Uses(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.twice, self.never, self.training_only = (nn.Conv2d(3, 3, 1, bias=False) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.twice(self.twice(x))
+            return self.training_only(x) if self.training else x
+
+    assert count_cost(Uses().train(), torch.zeros(1, 3, 5, 5)) == Cost(macs=2 * 25 * 9, params=27)
+
+
+def test_a_functional_convolution_is_counted() -> None:
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.filters = nn.Parameter(torch.zeros(4, 3, 3, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(x, self.filters - self.filters.mean()) + F.conv2d(x, self.filters)
+
+    assert count_cost(Functional(), torch.zeros(1, 3, 4, 4)) == Cost(macs=2 * 4 * 108, params=108)
+
+
+def test_the_number_and_the_values_of_images_do_not_matter() -> None:
+    network = build_model(ModelSpec(name="resnet20"))
+    many = torch.full((7, 3, 32, 32), torch.nan)
+    assert count_cost(network, many) == count_cost(network, torch.zeros(1, 3, 32, 32))
+
+
+def test_counting_leaves_the_network_and_the_random_state_as_found() -> None:
+    network = TwoHeads().requires_grad_(False)
+    network.drop.eval()
+    before, random, fast = held(network), torch.get_rng_state(), torch.backends.mha.get_fastpath_enabled()
+    count_cost(network, IMAGES)
+    CostModel(network, find_groups(network, IMAGES), IMAGES)
+    with pytest.raises(GraphError):
+        count_cost(network, IMAGES[:, :2])
+    assert held(network) == before
+    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.backends.mha.get_fastpath_enabled() == fast
+
+
+def test_an_image_that_does_not_fit_is_one_line() -> None:
+    with pytest.raises(GraphError, match=r"TwoHeads does not run on \(1, 2, 16, 16\): .*channel") as caught:
+        count_cost(TwoHeads(), IMAGES[:, :2])
+    assert "\n" not in str(caught.value)
+
+
+# ── the cost model ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module", params=["resnet20", "shufflenet_v2_x1_0", "regnet_y_400mf", "densenet121", "vit_b_16"])
+def modelled(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor, CostModel]:
+    name = request.param
+    network = build(name, **({"image_size": 64} if name == "vit_b_16" else {}))
+    image = torch.empty(1, 3, 64, 64, device="meta")
+    return network, image, CostModel(network, find_groups(network, image), image)
+
+
+def test_at_full_widths_it_is_the_counted_cost(modelled: tuple[nn.Module, Tensor, CostModel]) -> None:
+    network, image, model = modelled
+    assert model.full == model.cost({}) == count_cost(network, image)
+
+
+@settings(max_examples=5)
+@given(data=st.data())
+def test_many_widths_at_once_cost_what_each_costs(data: st.DataObject) -> None:
+    network = build("resnet20")
+    model = CostModel(network, find_groups(network, IMAGES), IMAGES)
+    rows = data.draw(st.lists(st.tuples(*(st.integers(1, int(width)) for width in model.widths)), max_size=5))
+    macs, params = model.costs(np.array(rows, dtype=np.int64).reshape(len(rows), len(model.groups)))
+    assert macs.dtype == params.dtype == np.int64
+    assert [Cost(*pair) for pair in zip(macs.tolist(), params.tolist(), strict=True)] == [
+        model.cost(dict(zip(model.groups, row, strict=True))) for row in rows
+    ]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_widths_cost_what_the_cut_network_costs(modelled: tuple[nn.Module, Tensor, CostModel], seed: int) -> None:
+    network, image, model = modelled
+    cut = pickle.loads(pickle.dumps(network))
+    groups = find_groups(cut, image)
+    generator = torch.Generator().manual_seed(seed)
+    widths = {name: int(torch.randint(1, group.width + 1, (), generator=generator)) for name, group in groups.items()}
+    prune(cut, widths, random_ranking(groups), groups=groups, check=False)
+    assert count_cost(cut, image) == model.cost(widths) != model.full
+
+
+def test_a_network_of_many_billions_is_counted_exactly() -> None:
+    network, image = build("wide_resnet101_2"), torch.empty(1, 3, 1024, 1024, device="meta")
+    model = CostModel(network, find_groups(network, image), image)
+    assert model.full.macs == macs_by_torch(network, image) > 2**38
+    narrow = {name: 1 for name in model.groups}
+    assert model.cost(narrow).macs == sum(term.applied * _entries(term, model, narrow) for term in model._terms) + (
+        model._fixed.macs
+    )
+
+
+def _entries(term: Any, model: CostModel, widths: dict[str, int]) -> int:
+    """Count the entries of one parameter in Python's unbounded integers."""
+    full = dict(zip(model.groups, model.widths.tolist(), strict=True))
+    entries = term.untouched
+    for size, columns, lost in zip(term.sizes, term.columns, term.lost, strict=True):
+        names = [model.groups[column] for column in columns]
+        entries *= size - sum(n * (full[name] - widths[name]) for name, n in zip(names, lost.tolist(), strict=True))
+    return int(entries)
+
+
+def test_a_group_that_does_not_exist_is_told() -> None:
+    network = TwoHeads()
+    model = CostModel(network, find_groups(network, IMAGES), IMAGES)
+    with pytest.raises(UnknownNameError, match="unknown channel group 'sten'; did you mean 'stem'"):
+        model.cost({"sten": 3})
+
+
+def test_it_is_small_plain_data_without_the_network() -> None:
+    network = build_model(ModelSpec(name="resnet20"))
+    alive = weakref.ref(network)
+    model = CostModel(network, find_groups(network, IMAGES), IMAGES)
+    del network
+    gc.collect()
+    assert alive() is None
+    again = pickle.loads(pickle.dumps(model))
+    assert again.cost({"conv1": 3}) == model.cost({"conv1": 3}) != model.full

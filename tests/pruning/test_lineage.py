@@ -1,0 +1,601 @@
+"""Every operation is followed rightly or pinned: whatever groups come out, cutting them is zeroing their makers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from zeroing import distance, half, random_ranking, randomise, zeroed
+
+from pruning.cost import CostModel, count_cost
+from pruning.errors import GraphError
+from pruning.groups import find_groups
+from pruning.layers import ChannelPad
+from pruning.surgery import prune
+
+Middle = Callable[["Body", Tensor], Tensor]
+IMAGES = torch.randn(2, 3, 8, 8, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+
+
+class Body(nn.Module):
+    """Convolution `a` and batch norm; whatever is tried, usually ending in convolution `b`; then a linear layer."""
+
+    def __init__(self, middle: Middle, **layers: nn.Module) -> None:
+        super().__init__()
+        self.a = convolution(3, 8)
+        self.bn = nn.BatchNorm2d(8)
+        self.b: Any = convolution(8, 8)
+        self.fc = nn.Linear(8, 4)
+        self.middle = middle
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.middle(self, F.relu(self.bn(self.a(x))))
+        return self.fc(x.mean((2, 3)))
+
+
+def convolution(reads: int, makes: int, kernel: int = 3, **options: Any) -> nn.Conv2d:
+    return nn.Conv2d(reads, makes, kernel, padding=kernel // 2, **options)
+
+
+@dataclass(frozen=True)
+class Case:
+    middle: Middle
+    layers: Callable[[], dict[str, nn.Module]]
+    widths: dict[str, int]
+    pinned: dict[str, str]
+
+    def network(self) -> Body:
+        torch.manual_seed(0)
+        return randomise(Body(self.middle, **self.layers())).double().eval()
+
+
+FOLLOWED: dict[str, Case] = {}
+PINNED: dict[str, Case] = {}
+
+
+def followed(
+    layers: Callable[[], dict[str, nn.Module]] = dict, /, pins: dict[str, str] | None = None, **widths: int
+) -> Callable[[Middle], Middle]:
+    """Register a network whose channels are followed; `widths` are all its groups, `pins` the exceptions."""
+
+    def register(middle: Middle) -> Middle:
+        FOLLOWED[middle.__name__] = Case(middle, layers, widths, {"fc": "the network's output"} | (pins or {}))
+        return middle
+
+    return register
+
+
+def pinned(
+    layers: Callable[[], dict[str, nn.Module]] = dict, /, why: str = "cannot be followed", also: str = "", **widths: int
+) -> Callable[[Middle], Middle]:
+    """Register a network in which `a` (and `also`) cannot be cut; `widths` are the groups that stay."""
+
+    def register(middle: Middle) -> Middle:
+        reasons = {"fc": "the network's output", "a": why} | dict.fromkeys(also.split(), "")
+        PINNED[middle.__name__] = Case(middle, layers, widths, reasons)
+        return middle
+
+    return register
+
+
+# ── followed ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@followed(a=4, b=8)
+def chunk_and_swap(net: Body, x: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=1)
+    return net.b(torch.cat([second, F.relu(first)], dim=1))
+
+
+@followed(a=4, b=8)
+def split_by_a_computed_size(net: Body, x: Tensor) -> Tensor:
+    first, second = x.split(x.shape[1] // 2, dim=1)
+    return net.b(torch.cat([second, first], dim=1))
+
+
+@followed(lambda: {"b": convolution(4, 8)}, a=4, b=8)
+def gated_half(net: Body, x: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=1)
+    return net.b(first * torch.sigmoid(second))
+
+
+@followed(a=8, b=8)
+def flip(net: Body, x: Tensor) -> Tensor:
+    return net.b(x.flip(1))
+
+
+@followed(a=8)
+def flip_under_a_sum(net: Body, x: Tensor) -> Tensor:
+    return net.b(x) + x.flip(1)
+
+
+@followed(a=8, b=8)
+def roll_along_the_image(net: Body, x: Tensor) -> Tensor:
+    return net.b(torch.roll(x, shifts=(1, 2), dims=(2, 3)))
+
+
+@followed(a=4, b=8)
+def shuffle_by_views(net: Body, x: Tensor) -> Tensor:
+    images, channels, height, width = x.shape
+    return net.b(x.view(images, 2, channels // 2, height, width).transpose(1, 2).reshape(images, -1, height, width))
+
+
+@followed(lambda: {"shuffle": nn.ChannelShuffle(4)}, a=2, b=8)
+def shuffle_layer(net: Body, x: Tensor) -> Tensor:
+    return net.b(net.shuffle(x))
+
+
+@followed(lambda: {"b": convolution(16, 8)}, a=8, b=8)
+def concatenated_with_itself(net: Body, x: Tensor) -> Tensor:
+    return net.b(torch.cat([x, x], dim=1))
+
+
+@followed(lambda: {"c": convolution(8, 8)}, a=8, c=8)
+def concatenated_along_the_image(net: Body, x: Tensor) -> Tensor:
+    return net.c(torch.cat([net.b(x), x], dim=2))
+
+
+@followed(lambda: {"gate": nn.Linear(8, 8)}, a=8, b=8)
+def squeeze_and_excitation(net: Body, x: Tensor) -> Tensor:
+    return net.b(x * torch.sigmoid(net.gate(x.mean((2, 3))))[:, :, None, None])
+
+
+@followed(lambda: {"gate": convolution(8, 1)}, a=8, b=8, pins={"gate": "broadcast over other channels"})
+def spatial_gate(net: Body, x: Tensor) -> Tensor:
+    return net.b(x * torch.sigmoid(net.gate(x)))
+
+
+@followed(a=8)
+def one_convolution_used_twice(net: Body, x: Tensor) -> Tensor:
+    return net.b(F.relu(net.b(x)))
+
+
+@followed(lambda: {"c": convolution(8, 8), "d": convolution(8, 8)}, a=8, b=8, d=8)
+def one_convolution_behind_two_others(net: Body, x: Tensor) -> Tensor:
+    return net.d(F.relu(net.b(x))) + net.d(net.b(F.relu(net.c(x))))
+
+
+@followed(lambda: {"c": convolution(8, 8)}, a=8, c=8)
+def one_batch_norm_used_twice(net: Body, x: Tensor) -> Tensor:
+    return net.c(F.relu(net.bn(net.b(x))))
+
+
+@followed(a=8)
+def residual_sum(net: Body, x: Tensor) -> Tensor:
+    return x + net.b(x)
+
+
+@followed(a=8)
+def sums_in_place(net: Body, x: Tensor) -> Tensor:
+    y = net.b(x)
+    y += x
+    return y.mul_(2.0)
+
+
+@followed(lambda: {"pad": ChannelPad(3, 5), "b": convolution(8, 16), "fc": nn.Linear(16, 4)}, a=8, b=8)
+def padded_shortcut(net: Body, x: Tensor) -> Tensor:
+    return net.b(x) + net.pad(x)
+
+
+@followed(lambda: {"c": convolution(8, 8)}, a=8, b=8)
+def exponent_with_channels(net: Body, x: Tensor) -> Tensor:
+    return net.b(torch.pow(x, torch.sigmoid(net.c(x))))
+
+
+@followed(lambda: {"c": convolution(8, 8)}, a=8, b=8)
+def clamped_by_channels(net: Body, x: Tensor) -> Tensor:
+    return net.b(torch.clamp(net.c(x), min=x))
+
+
+@followed(lambda: {"depthwise": convolution(8, 16, groups=8), "b": convolution(16, 8)}, a=8, b=8)
+def depthwise_with_a_multiplier(net: Body, x: Tensor) -> Tensor:
+    return net.b(net.depthwise(x))
+
+
+@followed(lambda: {"grouped": convolution(8, 12, groups=4), "b": convolution(12, 8)}, a=4, b=8)
+def grouped_convolution(net: Body, x: Tensor) -> Tensor:
+    return net.b(net.grouped(x))
+
+
+@followed(lambda: {"up": nn.ConvTranspose2d(8, 6, 2, 2), "b": convolution(6, 8)}, a=8, up=6, b=8)
+def transposed_convolution(net: Body, x: Tensor) -> Tensor:
+    return net.b(net.up(x))
+
+
+@followed(lambda: {"up": nn.ConvTranspose2d(8, 12, 2, 2, groups=4), "b": convolution(12, 8)}, a=4, b=8)
+def grouped_transposed_convolution(net: Body, x: Tensor) -> Tensor:
+    return net.b(net.up(x))
+
+
+@followed(lambda: {"norm": nn.GroupNorm(4, 8)}, a=4, b=8)
+def group_norm(net: Body, x: Tensor) -> Tensor:
+    return net.b(net.norm(x))
+
+
+@followed(lambda: {"norm": nn.InstanceNorm2d(8)}, a=8, b=8)
+def instance_norm_without_parameters(net: Body, x: Tensor) -> Tensor:
+    return net.b(net.norm(x))
+
+
+@followed(lambda: {"norm": nn.InstanceNorm2d(8, affine=True, track_running_stats=True)}, a=8, b=8)
+def instance_norm(net: Body, x: Tensor) -> Tensor:
+    return net.b(net.norm(x))
+
+
+@followed(lambda: {"norm": nn.BatchNorm2d(8, affine=False)}, a=8, b=8)
+def batch_norm_without_weights(net: Body, x: Tensor) -> Tensor:
+    return net.b(net.norm(x))
+
+
+@followed(lambda: {"norm": nn.LayerNorm(8), "mix": nn.Linear(8, 8)}, a=8, mix=8)
+def layer_norm_over_channels(net: Body, x: Tensor) -> Tensor:
+    return net.mix(net.norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+
+
+@followed(lambda: {"slope": nn.PReLU(8)}, a=8, b=8)
+def prelu(net: Body, x: Tensor) -> Tensor:
+    return net.b(net.slope(x - 1))
+
+
+@followed(lambda: {"wide": nn.Linear(8, 12), "narrow": nn.Linear(12, 8)}, a=8, wide=12, narrow=8)
+def linear_on_channels_last(net: Body, x: Tensor) -> Tensor:
+    return net.narrow(F.gelu(net.wide(x.permute(0, 2, 3, 1)))).permute(0, 3, 1, 2)
+
+
+@followed(lambda: {"mix": nn.Linear(8 * 16, 8)}, a=8, mix=8)
+def flattened_into_a_linear_layer(net: Body, x: Tensor) -> Tensor:
+    return net.mix(F.max_pool2d(x, 2).flatten(1))[:, :, None, None]
+
+
+@followed(a=8, b=8)
+def image_axes_merged_and_split(net: Body, x: Tensor) -> Tensor:
+    images, channels = x.shape[0], x.shape[1]
+    return net.b(x.view(images, channels, -1).view(images, channels, 8, 8))
+
+
+@followed(a=8)
+def resized(net: Body, x: Tensor) -> Tensor:
+    return net.b(F.interpolate(x, scale_factor=2)) + F.interpolate(x, size=(16, 16))
+
+
+@followed(a=8, b=8)
+def padded_along_the_image(net: Body, x: Tensor) -> Tensor:
+    return net.b(F.pad(x, (1, 1, 2, 0)))
+
+
+@followed(
+    lambda: {
+        "scale": nn.ParameterDict({"whole": torch.rand(8), "shaped": torch.rand(1, 8, 1, 1), "one": torch.rand(1)})
+    },
+    a=8,
+    b=8,
+)
+def layer_scale(net: Body, x: Tensor) -> Tensor:
+    scale = net.scale
+    return net.b(
+        x * scale["whole"][None, :, None, None] + scale["shaped"] * scale["one"] * scale["whole"].view(1, -1, 1, 1)
+    )
+
+
+@followed(lambda: {"unused": convolution(8, 8)}, a=8, b=8)
+def layer_that_never_runs(net: Body, x: Tensor) -> Tensor:
+    return net.b(x)
+
+
+# ── pinned ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pinned(b=8, why="'roll' cannot be followed at 'roll'")
+def roll_along_channels(net: Body, x: Tensor) -> Tensor:
+    return net.b(torch.roll(x, 1, dims=1))
+
+
+@pinned(lambda: {"b": convolution(4, 8)}, b=8)
+def slice_of_literal_length(net: Body, x: Tensor) -> Tensor:
+    return net.b(x[:, :4])
+
+
+@pinned(b=8)
+def index_by_a_buffer(net: Body, x: Tensor) -> Tensor:
+    return net.b(x[:, torch.tensor([3, 1, 2, 0, 7, 6, 5, 4])])
+
+
+@pinned(b=8)
+def split_by_a_literal_size(net: Body, x: Tensor) -> Tensor:
+    first, second = x.split(4, dim=1)
+    return net.b(torch.cat([second, F.relu(first)], dim=1))
+
+
+@pinned(lambda: {"c": convolution(6, 8)}, c=8)
+def unequal_parts(net: Body, x: Tensor) -> Tensor:
+    return net.c(x.split([2, 6], dim=1)[1])
+
+
+@pinned(lambda: {"b": convolution(3, 8)}, b=8)
+def chunks_that_do_not_divide(net: Body, x: Tensor) -> Tensor:
+    return net.b(x.chunk(3, dim=1)[0])
+
+
+@pinned(lambda: {"b": convolution(10, 8)}, b=8)
+def padded_along_channels(net: Body, x: Tensor) -> Tensor:
+    return net.b(F.pad(x, (0, 0, 0, 0, 1, 1)))
+
+
+@pinned(b=8)
+def shifted_by_padding(net: Body, x: Tensor) -> Tensor:
+    return net.b(F.pad(x, (0, 0, 0, 0, 1, -1)))
+
+
+@pinned(b=8)
+def pooled_along_channels(net: Body, x: Tensor) -> Tensor:
+    rows = F.avg_pool1d(x.flatten(2).transpose(1, 2), 3, 1, 1)
+    return net.b(rows.transpose(1, 2).unflatten(2, (8, 8)))
+
+
+@pinned(b=8)
+def softmax_over_channels(net: Body, x: Tensor) -> Tensor:
+    return net.b(F.softmax(x, dim=1))
+
+
+@pinned(b=8)
+def mean_over_channels(net: Body, x: Tensor) -> Tensor:
+    return net.b(x - x.mean(1, keepdim=True))
+
+
+@pinned(lambda: {"w": nn.ParameterDict({"weight": torch.randn(8, 8, 3, 3)})}, b=8, why="'conv2d' cannot be followed")
+def functional_convolution(net: Body, x: Tensor) -> Tensor:
+    return net.b(F.conv2d(x, net.w["weight"], padding=1))
+
+
+@pinned(lambda: {"c": convolution(8, 8)}, why="'b.weight' is used outside of a layer", also="b c")
+def weight_borrowed_from_a_layer(net: Body, x: Tensor) -> Tensor:
+    return F.conv2d(net.c(x), net.b.weight, padding=1) + net.b(x)
+
+
+@pinned(lambda: {"mix": nn.Linear(512, 8)}, mix=8)
+def view_with_a_literal_size(net: Body, x: Tensor) -> Tensor:
+    return net.mix(x.view(-1, 512))[:, :, None, None]
+
+
+@pinned(b=8)
+def expanded_to_a_literal_size(net: Body, x: Tensor) -> Tensor:
+    return net.b(x.expand(x.shape[0], 8, 8, 8))
+
+
+@pinned(lambda: {"b": convolution(2, 8)}, b=8)
+def pixel_shuffle(net: Body, x: Tensor) -> Tensor:
+    return net.b(F.pixel_shuffle(x, 2))
+
+
+@pinned(lambda: {"norm": nn.LocalResponseNorm(3)}, b=8, why="'LocalResponseNorm' cannot be followed at 'norm'")
+def local_response_norm(net: Body, x: Tensor) -> Tensor:
+    return net.b(net.norm(x))
+
+
+@pinned(lambda: {"norm": nn.GroupNorm(4, 8, affine=False)}, b=8)
+def group_norm_that_knows_only_a_number(net: Body, x: Tensor) -> Tensor:
+    return net.b(net.norm(x))
+
+
+@pinned(lambda: {"norm": nn.LayerNorm(8, elementwise_affine=False), "mix": nn.Linear(8, 8)}, mix=8)
+def layer_norm_that_knows_only_a_number(net: Body, x: Tensor) -> Tensor:
+    return net.mix(net.norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+
+
+@pinned(lambda: {"b": nn.utils.parametrizations.weight_norm(convolution(8, 8))})
+def weights_that_are_computed(net: Body, x: Tensor) -> Tensor:
+    return net.b(x)
+
+
+class StandardisedConvolution(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        centred = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, centred, self.bias, padding=1)
+
+
+@pinned(lambda: {"b": StandardisedConvolution(8, 8, 3)}, why="'StandardisedConvolution' cannot be followed")
+def subclass_with_a_forward_of_its_own(net: Body, x: Tensor) -> Tensor:
+    return net.b(x)
+
+
+def tied() -> dict[str, nn.Module]:
+    first, second = convolution(8, 8), convolution(8, 8)
+    second.weight = first.weight
+    return {"b": first, "c": second, "d": convolution(8, 8)}
+
+
+@pinned(tied, d=8, why="'b.weight' is also 'c.weight'", also="b c")
+def two_layers_with_one_weight(net: Body, x: Tensor) -> Tensor:
+    return net.d(net.c(net.b(x)))
+
+
+@pinned(
+    lambda: {"query": nn.Linear(8, 8), "out": nn.Linear(8, 8)}, also="query", why="'matmul' cannot be followed", out=8
+)
+def attention(net: Body, x: Tensor) -> Tensor:
+    tokens = x.flatten(2).transpose(1, 2)
+    weights = (net.query(tokens) @ tokens.transpose(1, 2)).softmax(-1)
+    return net.out(weights @ tokens).transpose(1, 2).unsqueeze(-1)
+
+
+ALL = FOLLOWED | PINNED
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_channels_are_followed_through(name: str) -> None:
+    case = FOLLOWED[name]
+    groups = find_groups(case.network(), IMAGES)
+    assert groups.widths == case.widths
+    assert {pin.layer for pin in groups.pinned} == set(case.pinned)
+    assert all(case.pinned[pin.layer] in pin.reason for pin in groups.pinned)
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_what_cannot_be_followed_is_pinned_with_the_reason(name: str) -> None:
+    case = PINNED[name]
+    groups = find_groups(case.network(), IMAGES)
+    assert groups.widths == case.widths
+    assert {pin.layer for pin in groups.pinned} == set(case.pinned)
+    assert all(case.pinned[pin.layer] in pin.reason for pin in groups.pinned)
+
+
+@pytest.mark.parametrize("check", [False, True], ids=["unchecked", "checked"])
+@pytest.mark.parametrize("name", ALL)
+def test_removing_is_zeroing(name: str, check: bool) -> None:
+    network = ALL[name].network()
+    groups = find_groups(network, IMAGES)
+    costs, ranking, widths = CostModel(network, groups, IMAGES), random_ranking(groups), half(groups)
+    kept = {group: ranking.keep(group, width) for group, width in widths.items()}
+    masked, whole = zeroed(network, groups, kept)(IMAGES), network(IMAGES)
+    prune(network, widths, ranking, groups=groups, example_input=IMAGES, check=check)
+    assert distance(network(IMAGES), masked) < 1e-12  # float64
+    assert (distance(network(IMAGES), whole) > 1e-3) == bool(kept)
+    assert count_cost(network, IMAGES) == costs.cost(widths)
+
+
+def sequential(*layers: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return randomise(nn.Sequential(*layers)).double().eval()
+
+
+def test_one_dimensional_convolutions_are_followed() -> None:
+    network = sequential(
+        nn.Conv1d(3, 8, 3),
+        nn.BatchNorm1d(8),
+        nn.ReLU(),
+        nn.MaxPool1d(2),
+        nn.Conv1d(8, 6, 3),
+        nn.Flatten(),
+        nn.Linear(30, 5),
+    )
+    check_cut(network, torch.randn(2, 3, 16, dtype=torch.double), {"0": 8, "4": 6})
+
+
+def test_three_dimensional_convolutions_are_followed() -> None:
+    layers = (nn.Conv3d(3, 8, 3), nn.BatchNorm3d(8), nn.ReLU(), nn.AvgPool3d(2), nn.Flatten(), nn.Linear(8 * 9, 5))
+    check_cut(sequential(*layers), torch.randn(2, 3, 4, 8, 8, dtype=torch.double), {"0": 8})
+
+
+def test_vectors_are_followed() -> None:
+    layers = (nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 7), nn.Tanh(), nn.Linear(7, 1))
+    check_cut(sequential(*layers), torch.randn(2, 6, dtype=torch.double), {"0": 8, "3": 7})
+
+
+def check_cut(network: nn.Module, images: Tensor, widths: dict[str, int]) -> None:
+    groups = find_groups(network, images)
+    assert groups.widths == widths
+    ranking = random_ranking(groups)
+    kept = {name: ranking.keep(name, keep) for name, keep in half(groups).items()}
+    masked = zeroed(network, groups, kept)
+    prune(network, half(groups), ranking, groups=groups, example_input=images)
+    assert distance(network(images), masked(images)) < 1e-12
+
+
+class Tail(nn.Module):
+    """A network whose forward is given."""
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = convolution(3, 8), convolution(8, 8), nn.Linear(8, 4)
+        self.run = forward
+
+    def forward(self, x: Tensor) -> Any:
+        return self.run(self, x)
+
+
+@pytest.mark.parametrize("wrap", [tuple, list, lambda parts: {"logits": parts[0], "features": [parts[1]]}])
+def test_every_output_is_pinned_and_proved(wrap: Callable[..., Any]) -> None:
+    def forward(net: Any, x: Tensor) -> Any:
+        x = net.a(x)
+        return wrap([net.fc(net.b(F.relu(x)).mean((2, 3))), F.relu(x)])
+
+    torch.manual_seed(0)
+    network = Tail(forward).double().eval()
+    groups = find_groups(network, IMAGES)
+    assert groups.widths == {"b": 8}
+    assert {pin.layer for pin in groups.pinned} == {"a", "fc"}
+    check_cut(network, IMAGES, {"b": 8})
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = convolution(3, 8)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.a(x) * mask
+
+
+class OptionalInput(TwoInputs):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.a(self.a(x)[:, :3]) if mask is None else self.a(x) * mask
+
+
+class DependsOnData(TwoInputs):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) if x.sum() > 0 else x
+
+
+def test_a_second_input_is_refused_by_name() -> None:
+    with pytest.raises(GraphError, match="expected one input without a default, got another: 'mask'"):
+        find_groups(TwoInputs(), IMAGES.float())
+
+
+def test_an_input_with_a_default_stays_at_it() -> None:
+    assert [pin.layer for pin in find_groups(OptionalInput(), IMAGES.float()).pinned] == ["a"]
+
+
+def test_control_flow_on_data_is_refused_in_one_line() -> None:
+    with pytest.raises(GraphError, match=r"^DependsOnData: cannot be traced: .*control flow") as caught:
+        find_groups(DependsOnData(), IMAGES.float())
+    assert "\n" not in str(caught.value)
+
+
+def test_an_image_that_does_not_fit_names_the_layer() -> None:
+    with pytest.raises(GraphError, match=r"^Sequential, at '0': Invalid channel dimensions"):
+        find_groups(nn.Sequential(convolution(3, 8)), torch.zeros(1, 5, 8, 8))
+
+
+class HoldsActivations(nn.Module):
+    """Keeps its last feature map, as networks do whose loss looks at it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = convolution(3, 8), convolution(8, 4)
+        self.held: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.held = self.a(x)
+        return self.b(self.held)
+
+
+def test_a_network_that_holds_on_to_activations_is_copied() -> None:
+    network = HoldsActivations()
+    network(IMAGES.float())
+    held = network.held
+    assert find_groups(network, IMAGES.float()).widths == {"a": 8}
+    assert network.held is held
+
+
+def test_a_network_that_cannot_be_copied_says_so() -> None:
+    network = nn.Sequential(convolution(3, 8))
+    network.reader = (line for line in ())
+    with pytest.raises(GraphError, match=r"^Sequential: cannot be copied: cannot pickle 'generator' object"):
+        find_groups(network, IMAGES.float())
+
+
+def test_old_weight_norm_is_pinned() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        normed = nn.utils.weight_norm(convolution(8, 8))
+    groups = find_groups(nn.Sequential(convolution(3, 8), normed, nn.Flatten(), nn.Linear(512, 2)), IMAGES.float())
+    assert not groups
+    assert [pin.layer for pin in groups.pinned] == ["0", "3"]
