@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -13,7 +13,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pruning import ALLOCATIONS, CRITERIA, CriterionSpec, ModelSpec, Recipe, UnknownNameError, explain
 from search.errors import ExperimentError
 
+EXPERIMENT = "experiment.yaml"
+"""The experiment's copy in a sweep's folder."""
+
 PATHS = ("weights", "storage", "data.options.root")
+TAKEN = ("baselines", "cache", "mlflow-artifacts", "mlflow.db")
+"""What lies beside the sweeps."""
 
 Objective = Literal["accuracy", "macs", "params", "latency_ms"]
 Sampler = Literal["random", "nsga2", "tpe", "gp"]
@@ -108,8 +113,13 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, (list, tuple)) else [value]
 
 
-def _criterion(value: Any) -> Any:
+def _by_name(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
+
+
+def _searched(value: Any) -> Any:
+    """Read a value as the only choice, and `{low, high}` before the union is asked: its faults name no place."""
+    return Span.model_validate(value) if isinstance(value, dict) else value if isinstance(value, Span) else _listed(value)
 
 
 class SearchSpace(Section):
@@ -117,9 +127,9 @@ class SearchSpace(Section):
 
     trials: Annotated[int, Field(ge=1)] = 24
     concurrent: Annotated[int, Field(ge=1)] = 2
-    sampler: Sampler = "nsga2"
+    sampler: Sampler = "tpe"
     seed: Annotated[int, Field(ge=0)] = 0
-    groups: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ("inner",)
+    groups: Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)] = ("inner",)
     """Names or shell patterns of groups; `inner`, `coupled`, `all`, and `paper` for what the papers prune."""
     widths: WidthSpace = WidthSpace()
     budget: BudgetSpace = BudgetSpace()
@@ -129,37 +139,43 @@ class SearchSpace(Section):
     )
     ranking_images: Annotated[int, Field(ge=1)] = 1024
     """Training images that a criterion which needs data looks at."""
-    recipe: dict[str, Span | list[Any]] = {}
+    recipe: dict[str, Annotated[Span | list[Any], BeforeValidator(_searched)]] = {}
     """Searched fields of the recipe."""
 
     @field_validator("criterion", mode="before")
     @classmethod
-    def _named(cls, value: Any) -> Any:
-        return [_criterion(item) for item in _listed(value)]
+    def _criterion_by_name(cls, value: Any) -> Any:
+        return [_by_name(item) for item in _listed(value)]
 
-    @model_validator(mode="after")
-    def _known(self) -> Self:
-        for criterion in self.criterion:
-            _known_name(CRITERIA.get, criterion.name)
-        for allocation in self.allocation:
-            if allocation != "searched":
-                _known_name(ALLOCATIONS.get, allocation)
-        for field, choices in self.recipe.items():
+    @field_validator("criterion")
+    @classmethod
+    def _known_criterion(cls, value: tuple[CriterionSpec, ...]) -> tuple[CriterionSpec, ...]:
+        for criterion in value:
+            CRITERIA.build(criterion.name, **criterion.options)
+        return value
+
+    @field_validator("allocation")
+    @classmethod
+    def _known_allocation(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name != "searched" and name not in ALLOCATIONS.names():
+                raise UnknownNameError("allocation", name, ["searched", *ALLOCATIONS.names()])
+        return value
+
+    @field_validator("recipe")
+    @classmethod
+    def _fits_recipe(cls, value: dict[str, Span | list[Any]]) -> dict[str, Span | list[Any]]:
+        for field, choices in value.items():
             if field not in Recipe.model_fields:
-                raise ValueError(f"recipe: unknown key '{field}'")
+                raise UnknownNameError("key", field, Recipe.model_fields)
+            if isinstance(choices, Span) and Recipe.model_fields[field].annotation is bool:
+                raise ValueError(f"{field}: expected a list of choices, got a span")
             values = choices if isinstance(choices, list) else [choices.low, choices.high]
             if not values:
-                raise ValueError(f"recipe.{field}: expected at least one choice, got none")
-            for value in values:
-                Recipe.model_validate({field: value})
-        return self
-
-
-def _known_name(get: Any, name: str) -> None:
-    try:
-        get(name)
-    except UnknownNameError as error:
-        raise ValueError(str(error)) from None
+                raise ValueError(f"{field}: expected at least one choice, got none")
+            for item in values:
+                Recipe.model_validate({field: item})
+        return value
 
 
 class Resources(Section):
@@ -187,15 +203,20 @@ class LatencySpec(Section):
     repeats: Annotated[int, Field(ge=1)] = 30
 
 
+BASELINE: dict[str, Any] = {"epochs": 20, "learning_rate": 0.05}
+"""What the recipe of a baseline has unless it is told; fine-tuning needs less."""
+
+
 class Experiment(Section):
     """One question: which network on which images is cut how. Paths are relative to the experiment's file."""
 
-    name: Annotated[str, Field(pattern=r"^[\w.+-]+$")]
+    name: Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]
     model: ModelSpec
     data: DataSpec = DataSpec()
     weights: Path | None = None
     """The baseline's checkpoint; without it the sweep trains a baseline by `baseline` first."""
-    baseline: Recipe = Recipe(epochs=20, learning_rate=0.05)
+    baseline: Recipe = Recipe(**BASELINE)
+    """How a baseline is trained."""
     recipe: Recipe = Recipe()
     objectives: Annotated[tuple[Objective, ...], Field(min_length=2, max_length=3)] = ("accuracy", "macs")
     constraints: dict[Objective, Annotated[Limit, BeforeValidator(Limit.parse)]] = {}
@@ -205,23 +226,45 @@ class Experiment(Section):
     tracking: Tracking = Tracking()
     storage: Path = Path("sweeps")
 
-    @field_validator("model", mode="before")
+    @field_validator("model", "data", mode="before")
     @classmethod
-    def _model_by_name(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
+    def _by_name(cls, value: Any) -> Any:
+        return _by_name(value)
 
-    @field_validator("data", mode="before")
+    @field_validator("baseline", mode="before")
     @classmethod
-    def _data_by_name(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
+    def _trained(cls, value: Any) -> Any:
+        return BASELINE | value if isinstance(value, dict) else value
 
-    @model_validator(mode="after")
-    def _distinct(self) -> Self:
-        if len(set(self.objectives)) != len(self.objectives):
-            raise ValueError(f"objectives: expected distinct names, got {', '.join(self.objectives)}")
-        if "accuracy" not in self.objectives:
-            raise ValueError("objectives: expected accuracy among them")
-        return self
+    @field_validator("constraints", mode="before")
+    @classmethod
+    def _known_metrics(cls, value: Any) -> Any:
+        for name in value if isinstance(value, dict) else ():
+            if name not in get_args(Objective):
+                raise UnknownNameError("metric", str(name), get_args(Objective))
+        return value
+
+    @field_validator("name")
+    @classmethod
+    def _free(cls, value: str) -> str:
+        if value in TAKEN:
+            raise ValueError(f"expected another name than {', '.join(TAKEN)}, got {value}")
+        return value
+
+    @field_validator("objectives")
+    @classmethod
+    def _distinct(cls, value: tuple[Objective, ...]) -> tuple[Objective, ...]:
+        if len(set(value)) != len(value) or "accuracy" not in value:
+            raise ValueError(f"expected distinct names with accuracy among them, got {', '.join(value)}")
+        return value
+
+    @field_validator("constraints")
+    @classmethod
+    def _within_one(cls, value: dict[Objective, Limit]) -> dict[Objective, Limit]:
+        accuracy = value.get("accuracy")
+        if accuracy is not None and not accuracy.relative and accuracy.value > 1:
+            raise ValueError(f"accuracy: expected 0 to 1, or a percentage of the baseline's, got {accuracy}")
+        return value
 
     @property
     def folder(self) -> Path:
@@ -235,19 +278,21 @@ class Experiment(Section):
 
     def to_yaml(self) -> str:
         """Return the experiment as YAML that `load_experiment` reads back."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def load_experiment(path: Path, settings: Sequence[str] = ()) -> Experiment:
-    """Read an experiment file, with `a.b=c` settings on top.
+    """Read an experiment file, or that in a sweep's folder, with `a.b=c` settings on top.
 
     Relative paths in the file start at the file's folder, those in settings at the working directory.
 
     Raises:
         ExperimentError: unreadable, no YAML, or a value that names its place.
     """
+    if path.is_dir():  # wherever the folder is now, its sweep's baseline and rankings are beside it
+        return load_experiment(path / EXPERIMENT, [f"storage={path.resolve().parent}", *settings])
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise ExperimentError(f"experiment {path}: {reason}") from None
@@ -270,12 +315,12 @@ def parse_experiment(tree: dict[str, Any], base: Path = Path()) -> Experiment:
         experiment = Experiment.model_validate(tree)
     except ValidationError as error:
         raise ExperimentError(explain(error, "experiment", Experiment)) from None
-    paths = {"storage": base / experiment.storage}
+    paths = {"storage": base / experiment.storage.expanduser()}
     if experiment.weights is not None:
-        paths["weights"] = base / experiment.weights
+        paths["weights"] = base / experiment.weights.expanduser()
     options = dict(experiment.data.options)
     if isinstance(options.get("root"), str):
-        options["root"] = str(base / options["root"])
+        options["root"] = str(base / Path(options["root"]).expanduser())
     data = experiment.data.model_copy(update={"options": options})
     return experiment.model_copy(update={**paths, "data": data})
 
@@ -287,21 +332,41 @@ def _set(tree: dict[str, Any], setting: str) -> None:
     *parents, key = place.split(".")
     branch = tree
     for parent in parents:
-        below = branch.setdefault(parent, {})
-        if isinstance(below, str):  # `model: resnet20` is short for `model: {name: resnet20}`
-            below = branch[parent] = {"name": below}
+        below = branch.get(parent)
+        if below is None or isinstance(below, str):  # `model: resnet20` is short for `model: {name: resnet20}`
+            below = branch[parent] = {} if below is None else {"name": below}
         if not isinstance(below, dict):
             raise ExperimentError(f"--set {setting}: '{parent}' has no keys below it")
         branch = below
     try:
-        value = _number(yaml.safe_load(text))
-        branch[key] = str(Path(value).resolve()) if place in PATHS and isinstance(value, str) else value
+        branch[key] = _from_here(place, yaml.load(text, _Loader))
     except yaml.YAMLError:
         raise ExperimentError(f"--set {setting}: '{text}' is not YAML") from None
 
 
-def _number(value: Any) -> Any:
-    """Read `1e-3`, which YAML 1.1 takes for text, as the number it is."""
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
-        return float(value)
-    return value
+def _from_here(place: str, value: Any) -> Any:
+    """Return a setting's value, with the paths in it from the working directory."""
+    if isinstance(value, dict):
+        return {key: _from_here(f"{place}.{key}", below) for key, below in value.items()}
+    return str(Path(value).expanduser().resolve()) if place in PATHS and isinstance(value, str) else value
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads `1e-3` as the number it is, which YAML 1.1 takes for text, and refuses a key that stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key}' stands there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads back."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+$"), list("+-0123456789")
+    )

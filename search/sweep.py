@@ -289,7 +289,8 @@ class _Watcher(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A trial's workers died more often than is allowed."""
-        self._searcher.explain_failure(trial.trial_id, trial.get_error() or "its worker died")
+        told = trial.error_file and Path(trial.error_file)
+        self._searcher.explain_failure(trial.trial_id, told.read_text() if told and told.exists() else "its worker died")
         self.on_trial_complete(iteration, trials, trial)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -46,13 +46,13 @@ class Ledger:
     """The sum of the lines so far.
 
     Attributes:
-        started: whether the sweep has begun.
+        sweep: the line with which the sweep began, or last went on.
         records: every trial as it was last told of.
         measured: for each trial the measurement of each epoch.
         interrupted: trials that were running when the driver ended.
     """
 
-    started: bool = False
+    sweep: Line | None = None
     records: dict[int, TrialRecord] = field(default_factory=dict)
     measured: dict[int, dict[int, Metrics]] = field(default_factory=dict)
     interrupted: set[int] = field(default_factory=set)
@@ -61,7 +61,7 @@ class Ledger:
         """Take a line into account; it may come twice."""
         match line["kind"]:
             case "start":
-                self.started = True
+                self.sweep = line
             case "trial_started" | "trial_ended":
                 record = record_from_json(line["record"])
                 self.records[record.number] = record

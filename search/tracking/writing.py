@@ -36,7 +36,7 @@ class Writing:
 
     def __init__(self, runs: Runs, sweep: Line, ledger: Ledger, folder: Path) -> None:
         self._runs, self._ledger, self._folder = runs, ledger, folder
-        self._experiment = Experiment.model_validate(sweep["experiment"])
+        self._experiment = Experiment.model_validate((ledger.sweep or sweep)["experiment"])
         self._baseline: dict[str, float] = sweep["baseline"]
         self._parent = runs.ensure(None, self._experiment.name, sweep["time"], {"mlflow.source.name": "prunesearch"})
 
@@ -63,7 +63,8 @@ class Writing:
 
     def _start(self, line: Line) -> None:
         tags = {"state": State.RUNNING.value, **line["tags"]}
-        if self._ledger.started:
+        self._experiment = Experiment.model_validate(line["experiment"])  # a resumed sweep may ask for more trials
+        if self._ledger.sweep:
             self._runs.revive(self._parent)
             self._runs.log(self._parent, tags=tags)
         else:
