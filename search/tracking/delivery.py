@@ -67,12 +67,9 @@ class Delivery:
     def _connect(self, sweep: Line, start: int) -> Writing:
         """Connect, and read what was carried before."""
         runs = Runs(self._uri, sweep["experiment"]["tracking"]["experiment"], sweep["sweep_id"])
-        self._ledger, self._end = Ledger(), 0
-        ends = {end for _, end in read_lines(self._outbox)}
-        if start in ends:  # else the outbox lost its end in a crash: everything again
-            self._end = start
+        self._ledger, self._end = Ledger(), start
         for line, end in read_lines(self._outbox):
-            if end > self._end:
+            if end > start:
                 break
             if line is not None:
                 self._ledger.add(line)

@@ -15,16 +15,22 @@ class Position:
     """A byte of the outbox that outlives the program; another store, or another sweep in the folder, begins at 0."""
 
     def __init__(self, folder: Path, uri: str, sweep_id: str) -> None:
-        self._file = folder / OFFSET
+        self._file, self._outbox = folder / OFFSET, folder / OUTBOX
         self._store = hashlib.sha256(f"{uri} {sweep_id}".encode()).hexdigest()[:16]
 
     def read(self) -> int:
-        """Return the byte after the last line that the store got."""
+        """Return the byte after the last line that the store got; 0 if the outbox has lost that line in a crash."""
         try:
             memory = json.loads(self._file.read_text(encoding="utf-8"))
-            return int(memory["offset"]) if memory["store"] == self._store else 0
+            offset = int(memory["offset"]) if memory["store"] == self._store else 0
+            return offset if offset and self._ends_a_line(offset) else 0
         except (OSError, ValueError, KeyError, TypeError):
             return 0
+
+    def _ends_a_line(self, offset: int) -> bool:
+        with self._outbox.open("rb") as file:
+            file.seek(offset - 1)
+            return file.read(1) == b"\n"
 
     def write(self, offset: int) -> None:
         """Remember it, whole or not at all."""

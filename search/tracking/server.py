@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from search.errors import SweepError
 from search.tracking.outbox import OUTBOX, first_start
@@ -35,16 +38,35 @@ def serve(folder: Path, port: int, say: Callable[[str], None]) -> None:
     with socket.socket() as probe:
         if probe.connect_ex((HOST, port)) == 0:
             raise SweepError(f"port {port}: taken; choose another with --port")
-    say(f"MLflow: http://{HOST}:{port}  (Ctrl-C ends it)")
-    process = subprocess.Popen(ui_command(uri, port), env={**ENVIRONMENT, **os.environ})
+    say(f"MLflow: http://{HOST}:{port}{_page(uri)}  (Ctrl-C ends it)")
+    process = subprocess.Popen(ui_command(uri, port), env={**ENVIRONMENT, **os.environ}, start_new_session=True)
+    signal.signal(signal.SIGTERM, _as_interrupt)
     try:
         code = process.wait()
     except KeyboardInterrupt:
-        process.terminate()
-        process.wait()
+        _end(process)
         return
     if code:
         raise SweepError(f"MLflow: ended with exit code {code}")
+
+
+def _page(uri: str) -> str:
+    """Return the page of the runs; MLflow opens with another one."""
+    from mlflow import MlflowClient
+
+    experiments = [found for found in MlflowClient(uri).search_experiments() if found.name != "Default"]
+    return f"/#/experiments/{experiments[0].experiment_id}/runs" if len(experiments) == 1 else "/#/experiments"
+
+
+def _as_interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    """End the server and the processes that it started."""
+    with suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGTERM)
+    server.wait()
 
 
 def _uri(folder: Path) -> str:

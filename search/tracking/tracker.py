@@ -47,7 +47,6 @@ class Tracker:
 
     Attributes:
         left: lines that MLflow has not got when the tracker was closed.
-        problem: why, in one line; None if nothing is wrong.
     """
 
     def __init__(self, folder: Path, experiment: Experiment, *, patience_s: float = 60.0) -> None:
@@ -57,7 +56,8 @@ class Tracker:
         self._wake, self._closing, self._abandoned = Event(), Event(), Event()
         self._thread = Thread(target=self._work, name="mlflow-outbox", daemon=True)
         self.left = 0
-        self.problem: str | None = None
+        self._unwritten: str | None = None
+        self._away: str | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -66,6 +66,11 @@ class Tracker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong, in one line: the disk, else MLflow's last answer; None if nothing is."""
+        return self._unwritten or self._away
 
     def start(self, baseline: Mapping[str, float], widths: Mapping[str, int] | None = None) -> None:
         """Tell that the sweep begins, or goes on.
@@ -77,16 +82,15 @@ class Tracker:
         if not self._experiment.tracking.enabled or self._outbox is not None:
             return
         path = self._folder / OUTBOX
-        earlier = first_start(path)
         try:
             self._outbox = Outbox(path)
         except OSError as error:
-            self.problem = f"{path}: {error.strerror}"
+            self._unwritten = f"{path}: {error.strerror}"
             return
         shown = _shown(self._experiment)
         self._append(
             "start",
-            sweep_id=earlier["sweep_id"] if earlier else uuid.uuid4().hex,
+            sweep_id=uuid.uuid4().hex,  # that of the first such line counts
             uri=self._experiment.tracking.uri,
             experiment=shown.model_dump(mode="json"),
             yaml=shown.to_yaml(),
@@ -133,7 +137,8 @@ class Tracker:
         if self._outbox is None:
             return 0
         self._append("closed")
-        self._outbox.close()
+        with suppress(OSError):  # a disk that was full has been told of
+            self._outbox.close()
         self._outbox = None
         self._closing.set()
         self._wake.set()
@@ -148,30 +153,30 @@ class Tracker:
         try:
             self._outbox.append(kind, **content)
         except OSError as error:
-            self.problem = f"{self._folder / OUTBOX}: {error.strerror}"
+            self._unwritten = f"{self._folder / OUTBOX}: {error.strerror}; MLflow will lack some of the sweep"
         self._wake.set()
 
     # ── the thread ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _work(self) -> None:
-        delivery, pause = None, FIRST_PAUSE_S
+        delivery, lock, pause = None, FileLock(self._folder / LOCK), FIRST_PAUSE_S
         with ExitStack() as held:
             while not self._abandoned.is_set():
                 last = self._closing.is_set()
                 self._wake.clear()
                 try:
                     if delivery is None:
-                        held.enter_context(FileLock(self._folder / LOCK).acquire(timeout=0))
+                        held.enter_context(lock.acquire(timeout=0))
                         delivery = _delivery(self._folder, self._uri)
                     delivery.run(lambda: not self._abandoned.is_set())
                 except Exception as error:  # whatever it is, the sweep goes on
-                    self.problem = _one_line(error)
+                    self._away = _one_line(error)
                     if last:
                         return
                     self._closing.wait(pause)
                     pause = min(2 * pause, LONGEST_PAUSE_S)
                 else:
-                    self.problem, pause = None, FIRST_PAUSE_S
+                    self._away, pause = None, FIRST_PAUSE_S
                     if last:
                         return
                     self._wake.wait()
