@@ -1,8 +1,8 @@
 """Channel pruning: a torch network in, a smaller torch network out.
 
-    groups = find_groups(model, example)
-    ranking = CRITERIA.build("fpgm").rank(model, groups)
-    prune(model, {"layer1.0.conv1": 8}, ranking, groups=groups, example_input=example)
+groups = find_groups(model, example)
+ranking = CRITERIA.build("fpgm").rank(model, groups)
+prune(model, {"layer1.0.conv1": 8}, ranking, groups=groups, example_input=example)
 """
 
 from pruning.allocation import ALLOCATIONS, Allocation

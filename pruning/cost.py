@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from math import prod
@@ -176,7 +175,7 @@ def _uses(bare: nn.Module, example_input: Tensor) -> _Uses:
     uses = _Uses({name: Fraction(0) for name, _ in bare.named_parameters()})
     image = torch.empty((1, *example_input.shape[1:]), dtype=example_input.dtype, device="meta")
     try:
-        with torch.random.fork_rng(devices=[]), _Counting(bare, uses), _slow_attention(), torch.no_grad():
+        with torch.random.fork_rng(devices=[]), _Counting(bare, uses), torch.no_grad():
             bare(image)
     except Exception as error:
         raise GraphError(f"{type(bare).__name__} does not run on {tuple(image.shape)}: {error}") from error
@@ -210,14 +209,3 @@ class _Counting(TorchDispatchMode):
             self._uses.weights[name] += Fraction(applied * weight.numel(), whole.numel())
         elif not parameter_only:
             self._uses.other_macs += applied * weight.numel()
-
-
-@contextmanager
-def _slow_attention() -> Iterator[None]:
-    """Make attention call its linear layers one by one, so that they are seen."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -309,5 +310,9 @@ def _random_like(example_input: Tensor, model: nn.Module) -> Tensor:
 def _tensors(output: Any) -> list[Tensor]:
     if isinstance(output, Tensor):
         return [output]
-    parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else ()
+    if is_dataclass(output) and not isinstance(output, Mapping):
+        output = vars(output)
+    parts = list(output.values()) if isinstance(output, Mapping) else output
+    if not isinstance(parts, (tuple, list)):
+        return []
     return [tensor for part in parts for tensor in _tensors(part)]

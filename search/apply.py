@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pruning import Policy, PolicyError, compare_latency, evaluate, save_pruned
+from pruning import CRITERIA, Policy, PolicyError, compare_latency, evaluate, save_pruned
 from search.config import Experiment
 from search.errors import SweepError
 from search.inputs import Inputs
@@ -55,9 +55,11 @@ def apply_policy(policy: Policy, experiment: Experiment, folder: Path, say: Say 
         raise SweepError(f"{folder}: exists; name another folder with --output")
     if not policy.widths:
         raise PolicyError("policy.widths: expected at least one channel group, got none")
+    if policy.model != experiment.model:
+        raise PolicyError(f"policy.model: expected {experiment.model} as in the experiment, got {policy.model}")
+    CRITERIA.build(policy.criterion.name, **policy.criterion.options)  # refuses what it does not know
     search = experiment.search.model_copy(update={"criterion": (policy.criterion,), "groups": tuple(policy.widths)})
-    inputs = prepare(experiment.model_copy(update={"model": policy.model, "search": search}), say)
-    policy.check(inputs.groups)
+    inputs = prepare(experiment.model_copy(update={"search": search}), say, policy.check)
     outcome = run_trial(policy, inputs, _announce(policy, say))
     save_pruned(folder, outcome.network, policy, outcome.kept, image_shape=inputs.data.image_shape)
     networks = {"baseline": inputs.network().to(inputs.device), "pruned": outcome.network}

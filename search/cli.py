@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import click
 import typer
 
 from pruning import PruningError
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="prunesearch",
     help="Search for channel-pruning policies: run a sweep, look at its front, take one policy home.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -30,7 +28,8 @@ app = typer.Typer(
 ExperimentFile = Annotated[Path, typer.Argument(help="Experiment file (YAML).", metavar="EXPERIMENT")]
 SweepFolder = Annotated[Path, typer.Argument(help="A sweep's folder.", metavar="SWEEP")]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="Set a value of the experiment, e.g. --set search.trials=50.")
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="Set a value of the experiment, e.g. --set search.trials=50."),
 ]
 Plain = Annotated[bool, typer.Option("--plain", help="Lines instead of a live view, also in a terminal.")]
 Address = Annotated[str, typer.Option(help="Ray cluster to join; 'local' starts one on this machine.")]
@@ -48,12 +47,14 @@ def baseline(experiment: ExperimentFile, settings: Settings = None) -> None:
     """
     from pruning import count_cost, evaluate
     from search.config import load_experiment
-    from search.prepare import load_baseline
+    from search.prepare import device_for, load_baseline
     from search.units import percent, short_count
 
-    trained = load_baseline(load_experiment(experiment, settings or ()), _say)
+    asked = load_experiment(experiment, settings or ())
+    trained, device = load_baseline(asked, _say), device_for(asked)
     cost = count_cost(trained.network, trained.example)
-    val, test = (evaluate(trained.network, split).accuracy for split in (trained.data.val, trained.data.test))
+    splits = (trained.data.val, trained.data.test)
+    val, test = (evaluate(trained.network, split, device=device).accuracy for split in splits)
     _say(f"validation {percent(val, 2)}   test {percent(test, 2)}")
     _say(f"{cost.macs:,} MACs ({short_count(cost.macs)})   {cost.params:,} parameters")
 
@@ -119,8 +120,8 @@ def best(
     )
     found = load_sweep(sweep)
     records = found.records if trial is None else [record for record in found.records if record.number == trial]
-    if not records:
-        raise SweepError(f"--trial {trial}: the sweep has trials 0 to {len(found.records) - 1}")
+    if trial is not None and not records:
+        raise SweepError(f"--trial {trial}: expected one of the sweep's {len(found.records)} trials, counted from 0")
     choice = pick(records, found.experiment.objectives, limits, found.baseline)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(choice.record.policy.to_json(), encoding="utf-8")
@@ -146,8 +147,7 @@ def apply(
     from search.apply import apply_policy
     from search.config import load_experiment
 
-    file = experiment / "experiment.yaml" if experiment.is_dir() else experiment
-    applied = apply_policy(load_policy(policy), load_experiment(file, settings or ()), output, _say)
+    applied = apply_policy(load_policy(policy), load_experiment(experiment, settings or ()), output, _say)
     _say_tested(applied)
     _say(f"pruned network written to {output}")
 
@@ -246,20 +246,29 @@ def _table(headers: list[str], rows: list[list[str]]) -> None:
         _say("  ".join([first, *others]).rstrip())
 
 
+UsageError: Any = typer.BadParameter.__base__
+"""A wrong command, option or argument; in which package it lives depends on typer's version."""
+
+
 def main() -> NoReturn:
     """Run the command line; a user's mistake is one line on stderr and exit code 2."""
-    sys.path.insert(0, "")  # `module:function` names may mean a file of the user's
+    sys.path.insert(0, str(Path.cwd()))  # `module:function` names may mean a file of the user's
     try:
-        app(standalone_mode=False)
-    except click.ClickException as error:  # a wrong option or argument
-        error.show()
-        sys.exit(error.exit_code)
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except UsageError as error:
+        _leave(f"error: {error.format_message().rstrip('.')}; see --help", 2)
     except SweepInterruptedError as interruption:
         _leave(str(interruption), 130)
     except (PruningError, SearchError) as error:
         _leave(f"error: {error}", 2)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         _leave("interrupted", 130)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _leave(f"error: {error.filename}: {error.strerror}", 2)
+    if code:  # typer's word for Ctrl-C
+        _leave("interrupted", code)
     sys.exit(0)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pruning import ALLOCATIONS, CRITERIA, CriterionSpec, ModelSpec, Recipe, UnknownNameError, explain
+from search.dialect import read_yaml, write_yaml
 from search.errors import ExperimentError
 
 EXPERIMENT = "experiment.yaml"
@@ -118,8 +119,10 @@ def _by_name(value: Any) -> Any:
 
 
 def _searched(value: Any) -> Any:
-    """Read a value as the only choice, and `{low, high}` before the union is asked: its faults name no place."""
-    return Span.model_validate(value) if isinstance(value, dict) else value if isinstance(value, Span) else _listed(value)
+    """Make a span of `{low, high}` here: the faults that a union finds name no place."""
+    if isinstance(value, dict):
+        return Span.model_validate(value)
+    return value if isinstance(value, Span) else _listed(value)
 
 
 class SearchSpace(Section):
@@ -278,7 +281,7 @@ class Experiment(Section):
 
     def to_yaml(self) -> str:
         """Return the experiment as YAML that `load_experiment` reads back."""
-        return yaml.dump(self.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        return write_yaml(self.model_dump(mode="json"))
 
 
 def load_experiment(path: Path, settings: Sequence[str] = ()) -> Experiment:
@@ -292,7 +295,7 @@ def load_experiment(path: Path, settings: Sequence[str] = ()) -> Experiment:
     if path.is_dir():  # wherever the folder is now, its sweep's baseline and rankings are beside it
         return load_experiment(path / EXPERIMENT, [f"storage={path.resolve().parent}", *settings])
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        tree = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise ExperimentError(f"experiment {path}: {reason}") from None
@@ -339,7 +342,7 @@ def _set(tree: dict[str, Any], setting: str) -> None:
             raise ExperimentError(f"--set {setting}: '{parent}' has no keys below it")
         branch = below
     try:
-        branch[key] = _from_here(place, yaml.load(text, _Loader))
+        branch[key] = _from_here(place, read_yaml(text))
     except yaml.YAMLError:
         raise ExperimentError(f"--set {setting}: '{text}' is not YAML") from None
 
@@ -349,24 +352,3 @@ def _from_here(place: str, value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _from_here(f"{place}.{key}", below) for key, below in value.items()}
     return str(Path(value).expanduser().resolve()) if place in PATHS and isinstance(value, str) else value
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads `1e-3` as the number it is, which YAML 1.1 takes for text, and refuses a key that stands twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key}' stands there twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes what `_Loader` reads back."""
-
-
-for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+$"), list("+-0123456789")
-    )

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from pruning import (
     ChannelGroups,
-    Cost,
     CostModel,
     CriterionSpec,
     ImageData,
@@ -66,17 +65,9 @@ class Inputs:
         """Return a new copy of the baseline network, on the CPU, in eval mode."""
         return copy.deepcopy(self._template)
 
-    def ranking(self, criterion: CriterionSpec) -> Ranking:
-        """Return the ranking that a criterion gave."""
-        return self.rankings[ranking_key(criterion)]
-
     def ranking_of(self, policy: Policy) -> Ranking:
         """Return the ranking that a policy asks for."""
-        return self.ranking(policy.criterion)
-
-    def full_cost(self) -> Cost:
-        """Return the cost of the uncut network."""
-        return self.cost.full
+        return self.rankings[ranking_key(policy.criterion)]
 
     @cached_property
     def _template(self) -> nn.Module:

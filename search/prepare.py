@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import uuid
@@ -24,6 +25,7 @@ from pruning import (
     Ranking,
     RankingError,
     build_model,
+    count_cost,
     evaluate,
     find_groups,
     fine_tune,
@@ -44,8 +46,8 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A baseline's network with its data, before any group is looked for."""
+class Subject:
+    """The network that is to be cut, with its images."""
 
     network: nn.Module
     data: ImageData
@@ -54,6 +56,10 @@ class Trained:
 
 def silent(_: str) -> None:
     """Say nothing."""
+
+
+def anything(_: ChannelGroups) -> None:
+    """Accept every network."""
 
 
 def device_for(experiment: Experiment) -> str:
@@ -69,17 +75,24 @@ def device_for(experiment: Experiment) -> str:
     return "cuda"
 
 
-def prepare(experiment: Experiment, say: Say = silent) -> Inputs:
+def prepare(experiment: Experiment, say: Say = silent, check: Callable[[ChannelGroups], None] = anything) -> Inputs:
     """Load or train the baseline, measure it, find its groups and rank their channels.
+
+    Args:
+        experiment: what is asked.
+        say: told of every step.
+        check: called with the network's groups before anything is trained or written; raises if they do not do.
 
     Raises:
         SearchError, PruningError: something in the experiment does not exist or does not fit.
     """
-    trained = load_baseline(experiment, say)
-    groups = find_groups(trained.network, trained.example)
+    untrained = build_subject(experiment, say)
+    groups = find_groups(untrained.network, untrained.example)
+    check(groups)
     searched = searched_groups(experiment, groups)
-    cost = CostModel(trained.network, groups, trained.example)
     say(f"{len(searched)} of {len(groups)} channel groups are searched")
+    trained = with_baseline(untrained, experiment, say)
+    cost = CostModel(trained.network, groups, trained.example)
     rankings = rank_all(experiment, trained, groups.only(searched), say)
     baseline = measure_baseline(experiment, trained, cost)
     say(f"baseline: {describe_baseline(baseline)} on the validation images")
@@ -103,8 +116,17 @@ def space_of(inputs: Inputs) -> Space:
     return Space(inputs.experiment, inputs.groups, inputs.cost, searched, inputs.rankings)
 
 
-def load_baseline(experiment: Experiment, say: Say = silent) -> Trained:
-    """Load the images and the baseline's weights; train it where the experiment names no weights."""
+def load_baseline(experiment: Experiment, say: Say = silent) -> Subject:
+    """Load the images and the baseline's weights; train it where the experiment names no weights.
+
+    Raises:
+        PruningError: images, network or weights that are not there or do not fit each other.
+    """
+    return with_baseline(build_subject(experiment, say), experiment, say)
+
+
+def build_subject(experiment: Experiment, say: Say = silent) -> Subject:
+    """Load the images and build the network, with random weights by the experiment's seed."""
     data = load_data(experiment.data.name, **experiment.data.options)
     if len(data.classes) != experiment.model.num_classes:
         raise DataError(
@@ -113,17 +135,23 @@ def load_baseline(experiment: Experiment, say: Say = silent) -> Trained:
         )
     say(f"{data.name}: {len(data.train)} training, {len(data.val)} validation, {len(data.test)} test images")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(experiment.search.seed)
+        torch.default_generator.manual_seed(experiment.search.seed)
         network = build_model(experiment.model)
-    if experiment.weights is not None:
-        load_weights(network, experiment.weights)
-    else:
-        path = trained_path(experiment, data)
-        if not path.exists():
-            train_baseline(experiment, network, data, say)
-            save_weights(network, path)
-        load_weights(network, path)
-    return Trained(network.eval(), data, torch.zeros((1, *data.image_shape)))
+    example = torch.zeros((1, *data.image_shape))
+    count_cost(network, example)  # refuses images that the network does not take
+    return Subject(network, data, example)
+
+
+def with_baseline(untrained: Subject, experiment: Experiment, say: Say = silent) -> Subject:
+    """Give a network the baseline's weights, in eval mode: those that the experiment names, or trained ones."""
+    path = experiment.weights or trained_path(experiment, untrained.data)
+    if experiment.weights is None and not path.exists():
+        trained = copy.deepcopy(untrained.network)  # training changes the memory layout, and with it the last digits
+        train_baseline(experiment, trained, untrained.data, say)
+        save_weights(trained, path)
+    load_weights(untrained.network, path)
+    untrained.network.eval()
+    return untrained
 
 
 def trained_path(experiment: Experiment, data: ImageData) -> Path:
@@ -141,14 +169,13 @@ def train_baseline(experiment: Experiment, network: nn.Module, data: ImageData, 
         if _worth_saying(epoch, recipe.epochs):
             accuracy = evaluate(network, data.val, device=device).accuracy
             say(f"  epoch {epoch.epoch}/{recipe.epochs}: loss {epoch.loss:.3f}, validation {accuracy:.2%}")
-    network.to("cpu")
 
 
 def _worth_saying(epoch: Epoch, epochs: int) -> bool:
     return epoch.epoch == epochs or epoch.epoch % max(1, epochs // 10) == 0
 
 
-def measure_baseline(experiment: Experiment, trained: Trained, cost: CostModel) -> Baseline:
+def measure_baseline(experiment: Experiment, trained: Subject, cost: CostModel) -> Baseline:
     """Evaluate the baseline on the validation images, and time it where latency is asked for."""
     device, spec = device_for(experiment), experiment.latency
     network = trained.network.to(device)
@@ -185,7 +212,7 @@ def searched_groups(experiment: Experiment, groups: ChannelGroups) -> tuple[str,
     return groups.matching(tuple(patterns))
 
 
-def rank_all(experiment: Experiment, trained: Trained, groups: ChannelGroups, say: Say = silent) -> dict[str, Ranking]:
+def rank_all(experiment: Experiment, trained: Subject, groups: ChannelGroups, say: Say = silent) -> dict[str, Ranking]:
     """Rank the channels by every criterion of the experiment; a ranking that an earlier sweep made is read back."""
     weights = hash_weights(trained.network.state_dict())
     rankings: dict[str, Ranking] = {}
@@ -200,7 +227,7 @@ def rank_all(experiment: Experiment, trained: Trained, groups: ChannelGroups, sa
     return rankings
 
 
-def rank(spec: CriterionSpec, experiment: Experiment, trained: Trained, groups: ChannelGroups) -> Ranking:
+def rank(spec: CriterionSpec, experiment: Experiment, trained: Subject, groups: ChannelGroups) -> Ranking:
     """Rank the channels of `groups` by one criterion, on training images where it needs any."""
     criterion, device = CRITERIA.build(spec.name, **spec.options), device_for(experiment)
     network = trained.network.to(device)

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 import optuna
 
-from pruning import ALLOCATIONS, ChannelGroups, CostModel, CriterionSpec, Policy, Ranking, Recipe, project
+from pruning import (
+    ALLOCATIONS,
+    ChannelGroups,
+    CostModel,
+    CriterionSpec,
+    Policy,
+    PolicyError,
+    Ranking,
+    Recipe,
+    project,
+)
 from search.config import Experiment, Span
+from search.errors import ExperimentError
 from search.inputs import ranking_key
 
 
@@ -28,7 +40,10 @@ class Space:
         cost: its cost by widths.
         searched: names of the groups whose widths are searched.
         rankings: by `ranking_key`, for allocations that look at scores.
-        model_signature: of all groups, for the policies.
+
+    Raises:
+        ExperimentError: a limit on MACs, or a budget, that is less than the narrowest widths cost.
+        RankingError: an allocation that needs scores, and a criterion that has none.
     """
 
     def __init__(
@@ -47,6 +62,11 @@ class Space:
         self._least = {name: self._narrowest(name) for name in self._groups}
         limit = experiment.constraints.get("macs")
         self._most_macs = None if limit is None else int(limit.of(cost.full.macs))
+        for allocation in experiment.search.allocation:
+            if allocation == "searched":
+                self._check_widths()
+            else:
+                self._check_budget(allocation)
 
     @property
     def conditional(self) -> bool:
@@ -114,7 +134,7 @@ class Space:
 
     def _narrowest(self, name: str) -> int:
         group, widths = self._groups[name], self._experiment.search.widths
-        wish = max(group.minimum, math.ceil(widths.minimum * group.width))
+        wish = max(group.minimum, math.ceil(Fraction(str(widths.minimum)) * group.width))
         return min(group.width, widths.round_to * math.ceil(wish / widths.round_to))
 
     def _within_limit(self, widths: dict[str, int]) -> dict[str, int]:
@@ -133,13 +153,37 @@ class Space:
 
     def _allocated(self, trial: optuna.trial.BaseTrial, allocation: str, criterion: CriterionSpec) -> dict[str, int]:
         span = self._experiment.search.budget
-        macs = int(trial.suggest_float("budget", span.minimum, span.maximum) * self._cost.full.macs)
-        if self._most_macs is not None:
-            macs = min(macs, self._most_macs)
+        share = trial.suggest_float("budget", span.minimum, span.maximum)
+        return self._spend(self._affordable(share), allocation, criterion)
+
+    def _affordable(self, share: float) -> int:
+        """Return a part of the baseline's MACs, at most what the limit allows."""
+        macs = int(share * self._cost.full.macs)
+        return macs if self._most_macs is None else min(macs, self._most_macs)
+
+    def _spend(self, macs: int, allocation: str, criterion: CriterionSpec) -> dict[str, int]:
         known = ALLOCATIONS.options(allocation)
         options = {"round_to": self._experiment.search.widths.round_to} if "round_to" in known else {}
         rule = ALLOCATIONS.build(allocation, **options)
         return rule.widths(self._groups, self._cost, macs, self._rankings.get(ranking_key(criterion)))
+
+    # ── what no proposal could meet ──────────────────────────────────────────────────────────────────────────────────
+
+    def _check_widths(self) -> None:
+        least, full = self._cost.cost(self._least).macs, self._cost.full.macs
+        if self._most_macs is not None and least > self._most_macs:
+            needed = f"{least} MACs ({least / full:.1%}), which the narrowest widths cost"
+            raise ExperimentError(f"constraints.macs: expected at least {needed}, got {self._most_macs}")
+
+    def _check_budget(self, allocation: str) -> None:
+        macs = self._affordable(self._experiment.search.budget.minimum)
+        for criterion in self._experiment.search.criterion:
+            try:
+                self._spend(macs, allocation, criterion)
+            except PolicyError as error:
+                place = "constraints.macs" if macs == self._most_macs else "search.budget.minimum"
+                reason = str(error).removeprefix("budget: ")
+                raise ExperimentError(f"{place}: allocation '{allocation}': {reason}") from None
 
 
 def _choice(trial: optuna.trial.BaseTrial, name: str, choices: list[Any]) -> Any:

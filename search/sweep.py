@@ -19,10 +19,11 @@ from typing import Any
 
 import ray
 import torch
+from filelock import FileLock, Timeout
 from ray import tune
 
 from pruning import Policy, PruningError
-from search.config import Experiment, load_experiment
+from search.config import EXPERIMENT, Experiment, load_experiment
 from search.errors import ExperimentError, SweepError, SweepInterruptedError
 from search.figures import front_markdown, front_page, front_table, plot_front, write_front_csv
 from search.inputs import Inputs
@@ -30,12 +31,13 @@ from search.pareto import front
 from search.prepare import Say, prepare, silent, space_of
 from search.progress import LiveView
 from search.results import Metrics, State, TrialRecord
+from search.space import Space
 from search.study import StudySearcher, create_study, load_records
 from search.tracking import Tracker
 from search.trial import run_trial
 from search.units import percent, short_count
 
-EXPERIMENT, BASELINE, TUNE, SNAPSHOTS = "experiment.yaml", "baseline.json", "tune", "snapshots"
+BASELINE, TUNE, SNAPSHOTS, LOCK = "baseline.json", "tune", "snapshots", "sweep.lock"
 
 
 @dataclass(frozen=True)
@@ -63,33 +65,39 @@ def run_sweep(experiment: Experiment, *, say: Say = silent, address: str = "loca
     """Run a new sweep to its end.
 
     Raises:
-        SweepError: the folder exists, or no trial succeeded.
-        SearchError, PruningError: something in the experiment does not exist or does not fit; nothing is written.
+        SweepError: the folder exists, there is no cluster at the address, or no trial succeeded.
+        SearchError, PruningError: something in the experiment does not exist or does not fit; no folder is made.
     """
     experiment = _portable(experiment)
     folder = experiment.folder
     if folder.exists():
         raise SweepError(f"sweep {folder}: exists; resume it, or give the sweep another name with --set name=…")
+    _check_machine(experiment, address)
     inputs = prepare(experiment, say)
-    folder.mkdir(parents=True)
-    (folder / EXPERIMENT).write_text(experiment.to_yaml(), encoding="utf-8")
-    (folder / BASELINE).write_text(json.dumps(inputs.baseline.to_dict(), indent=2) + "\n", encoding="utf-8")
-    create_study(folder, experiment)
-    return _launch(inputs, folder, say, address, live=live)
+    space = space_of(inputs)
+    with _ray(experiment, address):
+        _create(folder, experiment, inputs)
+        with _alone(folder):
+            return _launch(inputs, space, folder, say, live=live)
 
 
 def resume_sweep(folder: Path, *, say: Say = silent, address: str = "local", live: bool = True) -> Sweep:
     """Take up a sweep that was interrupted: finished trials stay, interrupted ones go on or start again.
 
     Raises:
-        SweepError: no such sweep, or one that is finished.
+        SweepError: no such sweep, one that is finished or running, or no cluster at the address.
     """
-    sweep = load_sweep(folder)
-    ended = sum(record.state is not State.RUNNING for record in sweep.records)
-    if ended >= sweep.experiment.search.trials:
-        raise SweepError(f"sweep {folder}: finished, all {ended} trials have ended")
-    say(f"resuming {folder}: {ended} of {sweep.experiment.search.trials} trials have ended")
-    return _launch(prepare(sweep.experiment, say), folder, say, address, live=live)
+    load_sweep(folder)  # refuses what is none before the lock is written there
+    with _alone(folder):
+        sweep = load_sweep(folder)
+        ended = sum(record.state is not State.RUNNING for record in sweep.records)
+        if ended >= sweep.experiment.search.trials:
+            raise SweepError(f"sweep {folder}: finished, all {ended} trials have ended")
+        _check_machine(sweep.experiment, address)
+        say(f"resuming {folder}: {ended} of {sweep.experiment.search.trials} trials have ended")
+        inputs = prepare(sweep.experiment, say)
+        with _ray(sweep.experiment, address):
+            return _launch(inputs, space_of(inputs), sweep.folder, say, live=live)
 
 
 def load_sweep(folder: Path) -> Sweep:
@@ -100,7 +108,7 @@ def load_sweep(folder: Path) -> Sweep:
     """
     if not (folder / EXPERIMENT).is_file() or not (folder / BASELINE).is_file():
         raise SweepError(f"sweep {folder}: expected a sweep's folder with {EXPERIMENT}, found none")
-    experiment = load_experiment(folder / EXPERIMENT).model_copy(update={"storage": folder.resolve().parent})
+    experiment = load_experiment(folder).model_copy(update={"name": folder.resolve().name})  # it may have moved
     baseline = json.loads((folder / BASELINE).read_text(encoding="utf-8"))
     return Sweep(experiment, folder, baseline, load_records(folder, experiment))
 
@@ -115,20 +123,38 @@ def _portable(experiment: Experiment) -> Experiment:
     return experiment.model_copy(update={"data": data, "weights": weights, "storage": experiment.storage.resolve()})
 
 
+def _create(folder: Path, experiment: Experiment, inputs: Inputs) -> None:
+    folder.mkdir(parents=True)
+    create_study(folder, experiment)
+    (folder / BASELINE).write_text(json.dumps(inputs.baseline.to_dict(), indent=2) + "\n", encoding="utf-8")
+    (folder / EXPERIMENT).write_text(experiment.to_yaml(), encoding="utf-8")  # last: it makes the folder a sweep's
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep a second driver away; the lock ends with the process that holds it."""
+    try:
+        lock = FileLock(folder / LOCK).acquire(timeout=0)
+    except Timeout:
+        raise SweepError(f"sweep {folder}: is running; another process holds {LOCK}") from None
+    with lock:
+        yield
+
+
 # ── launching ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _launch(inputs: Inputs, folder: Path, say: Say, address: str, *, live: bool) -> Sweep:
+def _launch(inputs: Inputs, space: Space, folder: Path, say: Say, *, live: bool) -> Sweep:
     experiment, baseline = inputs.experiment, inputs.baseline.to_dict()
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
-        searcher = StudySearcher(folder, experiment, space_of(inputs), baseline)
+        searcher = StudySearcher(folder, experiment, space, baseline)
     for note in notes:
         say(f"note: {note.message}")
     tracker = Tracker(folder, experiment)
     view = LiveView(experiment.search.trials, baseline, experiment.objectives, live=live)
     watcher = _Watcher(searcher, tracker, view)
-    with tracker, _ray(experiment, address):
+    with tracker:
         tracker.start(baseline, inputs.groups.widths)
         with view:
             _fit(_tuner(inputs, folder, searcher, watcher))
@@ -164,7 +190,11 @@ def write_front(sweep: Sweep) -> dict[str, Path]:
 
 @contextmanager
 def _ray(experiment: Experiment, address: str) -> Iterator[None]:
-    """Start Ray on this machine, or join a cluster; leave it as it was."""
+    """Start Ray on this machine, or join a cluster; leave it as it was.
+
+    Raises:
+        SweepError: no cluster at the address.
+    """
     if ray.is_initialized():
         yield
         return
@@ -176,25 +206,29 @@ def _ray(experiment: Experiment, address: str) -> Iterator[None]:
     }
     if address == "local":
         options |= {"num_cpus": _cpus(experiment), "include_dashboard": False}
-    ray.init(address=address, **options)
+    try:
+        ray.init(address=address, **options)
+    except (ConnectionError, ValueError) as error:
+        raise SweepError(f"--address {address}: expected a Ray cluster, got: {error}") from None
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _cpus(experiment: Experiment) -> int:
-    """Return as many CPUs as the trials that run at once ask for, at most what the machine has.
+def _check_machine(experiment: Experiment, address: str) -> None:
+    """Refuse trials that would wait for ever, before anything is done for them."""
+    if address != "local" or ray.is_initialized():
+        return
+    for name, there in (("cpus", os.cpu_count() or 1), ("gpus", torch.cuda.device_count())):
+        asked = getattr(experiment.resources, name)
+        if asked > there:
+            raise ExperimentError(f"resources.{name}: expected at most {there} on this machine, got {asked:g}")
 
-    Raises:
-        ExperimentError: one trial asks for more than there is.
-    """
-    there = os.cpu_count() or 1
-    if experiment.resources.cpus > there:
-        raise ExperimentError(
-            f"resources.cpus: expected at most {there} on this machine, got {experiment.resources.cpus}"
-        )
-    return min(there, math.ceil(experiment.search.concurrent * experiment.resources.cpus))
+
+def _cpus(experiment: Experiment) -> int:
+    """Return as many CPUs as the trials that run at once ask for, at most what the machine has."""
+    return min(os.cpu_count() or 1, math.ceil(experiment.search.concurrent * experiment.resources.cpus))
 
 
 def _tuner(inputs: Inputs, folder: Path, searcher: StudySearcher, watcher: tune.Callback) -> tune.Tuner:

@@ -7,6 +7,7 @@ mean that channels lie along it; most rules only ask along which dimensions they
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +20,8 @@ from pruning.lineage.channels import spread, squeezed, varies, varying
 
 def apply_function(function: Callable[..., Any], call: Call, value: Any) -> Ids:
     """Apply the rule of a function or method by its name, or pin."""
+    if is_dataclass(value):
+        return unknown(call, value)
     if not any(True for _ in tensors(call.ids)) or not any(True for _ in tensors(value)):
         return like(value)  # sizes, assertions, constants
     trusted = (getattr(function, "__module__", None) or "torch").partition(".")[0]

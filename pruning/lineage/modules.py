@@ -22,13 +22,13 @@ from pruning.lineage.channels import FIXED, Role, spread, varies, varying
 def apply_module(module: nn.Module, call: Call, value: Any) -> Ids:
     """Apply the rule of a module's class, or pin."""
     rule = next((MODULE_RULES[kind] for kind in type(module).__mro__ if kind in MODULE_RULES), None)
-    if rule is None or _rewritten(type(module)) or _computes_weights(module):
+    if rule is None or (rule in (_convolution, _linear) and _rewritten(type(module))) or _computes_weights(module):
         return unknown(call, value)
     return rule(module, call, value)
 
 
 def _rewritten(kind: type[nn.Module]) -> bool:
-    """Tell whether a subclass from elsewhere has a forward of its own: it may do anything to the channels."""
+    """Tell whether a subclass from elsewhere has a forward of its own: it may standardise its weights, or mix more."""
     known = [base for base in kind.__mro__ if base.__module__.partition(".")[0] in _TRUSTED]
     return kind.forward is not known[0].forward  # type: ignore[attr-defined]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import operator
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from pruning.errors import GraphError
-from pruning.lineage.call import Call, parameter_ids
+from pruning.lineage.call import Call, like, parameter_ids
 from pruning.lineage.channels import Lineage, fixed
 from pruning.lineage.functions import apply_function
 from pruning.lineage.modules import MODULE_RULES, apply_module
@@ -79,7 +78,9 @@ def _pin_shared(model: nn.Module, lineage: Lineage) -> None:
 
 
 class _Tracer(fx.Tracer):
-    """Keeps every module that has a rule whole, and torch's own modules."""
+    """Keeps every module that has a rule whole, and torch's own modules; follows buffers like parameters."""
+
+    proxy_buffer_attributes = True
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, tuple(MODULE_RULES)) or super().is_leaf_module(m, module_qualified_name)
@@ -124,8 +125,7 @@ def _step(
     if node.op == "placeholder":
         return _placeholder(node, image, first=not values)
     if node.op == "get_attr":
-        tensor = operator.attrgetter(str(node.target))(model)
-        return tensor, parameter_ids(str(node.target), tensor, lineage)
+        return _attribute(str(node.target), model, lineage)
     args, kwargs = _look_up((node.args, node.kwargs), values)
     call = Call(
         name=_name(node),
@@ -144,6 +144,16 @@ def _step(
         return value, apply_module(module, replace(call, name=type(module).__name__), value)
     value = _callable(node)(*args, **kwargs)
     return value, apply_function(_callable(node), call, value)
+
+
+def _attribute(name: str, model: nn.Module, lineage: Lineage) -> tuple[Any, Any]:
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    tensor = getattr(module, leaf)
+    if leaf in module._parameters or leaf in module._buffers:
+        return tensor, parameter_ids(name, tensor, lineage)
+    constant = tensor.to("meta") if isinstance(tensor, Tensor) else tensor
+    return constant, like(constant)  # written in the code: it does not follow a cut
 
 
 def _placeholder(node: fx.Node, image: Tensor, *, first: bool) -> tuple[Any, Any]:

@@ -39,7 +39,7 @@ def plug_in_family(entry: EntryPoint) -> ModelFamily:
     """
     try:
         factory = entry.load()
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever its module raises while it runs
         raise ModelError(f"model '{entry.name}' of entry point '{entry.value}': {error}") from error
     return _family(entry.name, factory)
 

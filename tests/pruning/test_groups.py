@@ -100,6 +100,21 @@ def test_channels_of_one_layer_that_go_separate_ways_are_several_groups() -> Non
     assert groups["c#2"].makers[0].positions == ((4,), (5,), (6,), (7,))
 
 
+def test_channels_are_counted_as_their_first_maker_counts_them() -> None:
+    class ScaledBackwards(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.a, self.b = nn.Parameter(torch.rand(4)), nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            scale = self.scale.flip(0)[:, None, None]
+            return self.b(self.a(x) * scale)
+
+    (group,) = find_groups(ScaledBackwards(), IMAGES).values()
+    assert group.makers[0].positions == ((0,), (1,), (2,), (3,))
+    assert group.carried[0] == Slice("scale", 0, ((3,), (2,), (1,), (0,)))
+
+
 # ── what they depend on ──────────────────────────────────────────────────────────────────────────────────────────────
 
 

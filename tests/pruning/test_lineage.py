@@ -285,6 +285,27 @@ def layer_scale(net: Body, x: Tensor) -> Tensor:
     )
 
 
+class FrozenNorm(nn.Module):
+    """A batch norm whose weight and bias are buffers, put to work with plain arithmetic."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, torch.rand(8) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias, mean, variance = (
+            tensor.reshape(1, -1, 1, 1) for tensor in (self.weight, self.bias, self.running_mean, self.running_var)
+        )
+        scale = weight * (variance + 1e-5).rsqrt()
+        return x * scale + (bias - mean * scale)
+
+
+@followed(lambda: {"norm": FrozenNorm()}, a=8, b=8)
+def norm_made_of_buffers(net: Body, x: Tensor) -> Tensor:
+    return net.b(net.norm(x))
+
+
 @followed(lambda: {"unused": convolution(8, 8)}, a=8, b=8)
 def layer_that_never_runs(net: Body, x: Tensor) -> Tensor:
     return net.b(x)
@@ -334,10 +355,10 @@ def shifted_by_padding(net: Body, x: Tensor) -> Tensor:
     return net.b(F.pad(x, (0, 0, 0, 0, 1, -1)))
 
 
-@pinned(b=8)
+@pinned(b=8, why="'avg_pool1d' cannot be followed")
 def pooled_along_channels(net: Body, x: Tensor) -> Tensor:
     rows = F.avg_pool1d(x.flatten(2).transpose(1, 2), 3, 1, 1)
-    return net.b(rows.transpose(1, 2).unflatten(2, (8, 8)))
+    return net.b(rows.transpose(1, 2).reshape(x.shape[0], -1, 8, 8))
 
 
 @pinned(b=8)
@@ -415,6 +436,22 @@ def tied() -> dict[str, nn.Module]:
 @pinned(tied, d=8, why="'b.weight' is also 'c.weight'", also="b c")
 def two_layers_with_one_weight(net: Body, x: Tensor) -> Tensor:
     return net.d(net.c(net.b(x)))
+
+
+class Constant(nn.Module):
+    """Multiplies by a tensor that is neither parameter nor buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = torch.arange(1.0, 9.0).view(1, 8, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.numbers
+
+
+@pinned(lambda: {"constant": Constant()}, b=8, why="it meets what no rule follows at 'mul'")
+def constant_for_each_channel(net: Body, x: Tensor) -> Tensor:
+    return net.b(net.constant(x))
 
 
 @pinned(
@@ -511,7 +548,17 @@ class Tail(nn.Module):
         return self.run(self, x)
 
 
-@pytest.mark.parametrize("wrap", [tuple, list, lambda parts: {"logits": parts[0], "features": [parts[1]]}])
+@dataclass
+class Outputs:
+    logits: Tensor
+    features: Tensor
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [tuple, list, lambda parts: {"logits": parts[0], "features": [parts[1]]}, lambda parts: Outputs(*parts)],
+    ids=["tuple", "list", "dictionary", "dataclass"],
+)
 def test_every_output_is_pinned_and_proved(wrap: Callable[..., Any]) -> None:
     def forward(net: Any, x: Tensor) -> Any:
         x = net.a(x)

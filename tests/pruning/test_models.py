@@ -190,8 +190,9 @@ broken = 3
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """A module of the user's, `own_networks`, and an installed package that offers three of its functions."""
+    """A module of the user's, `own_networks`, and an installed package that offers networks."""
     (tmp_path / "own_networks.py").write_text(OWN)
+    (tmp_path / "own_faulty.py").write_text("width = widht")
     installed = tmp_path / "own-1.0.dist-info"
     installed.mkdir()
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: own\nVersion: 1.0\n")
@@ -200,6 +201,7 @@ def own(tmp_path, monkeypatch):
         "resnet56 = own_networks:Net",
         "alexnet = own_networks:Net",
         "gone = nowhere:Net",
+        "faulty = own_faulty:Net",
     ]
     (installed / "entry_points.txt").write_text("\n".join(["[prunesearch.models]", *lines]))
     monkeypatch.syspath_prepend(tmp_path)
@@ -251,6 +253,7 @@ def test_an_installed_package_cannot_take_a_known_name():
         ("own_networks:broken", {}, ModelError, "expected a function 'broken' in 'own_networks', got 3"),
         ("own_netwrks:Net", {}, ModelError, "model 'own_netwrks:Net': cannot import 'own_netwrks': No module named"),
         ("own_networks:", {}, ModelError, "expected package.module:function"),
+        ("faulty", {}, ModelError, "model 'faulty' of entry point 'own_faulty:Net': name 'widht' is not defined"),
         ("gone", {}, ModelError, "model 'gone' of entry point 'nowhere:Net': No module named 'nowhere'"),
     ],
 )

@@ -120,6 +120,25 @@ def test_what_belongs_to_a_network_beside_its_channels_stays() -> None:
     assert torch.equal(torch.get_rng_state(), random)
 
 
+class Draws(nn.Module):
+    """Draws a random number at each call, to no effect."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch.rand(())
+        return self.b(self.a(x))
+
+
+def test_numbers_that_the_network_draws_are_given_back() -> None:
+    network = Draws()
+    groups, random = find_groups(network, IMAGES), torch.get_rng_state()
+    prune(network, {"a": 2}, firsts(groups), groups=groups, example_input=IMAGES)
+    assert torch.equal(torch.get_rng_state(), random)
+
+
 def test_the_check_leaves_batch_norm_statistics_alone() -> None:
     network = two_heads().train()
     groups = find_groups(network, IMAGES)

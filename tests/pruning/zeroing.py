@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -58,14 +59,9 @@ def zeroed(model: nn.Module, groups: ChannelGroups, kept: Mapping[str, Sequence[
             layer, leaf = masked.get_submodule(part.layer), part.tensor.rpartition(".")[2]
             if isinstance(layer, (nn.LayerNorm, LayerNormOfKept)):
                 _forget(masked, part.layer, positions)
-            elif isinstance(getattr(layer, leaf), nn.Parameter) or _centres(layer, leaf):
-                getattr(layer, leaf).data.index_fill_(part.axis, positions, 0.0)
+            elif isinstance(tensor := getattr(layer, leaf), Tensor) and leaf != "running_var":
+                tensor.data.index_fill_(part.axis, positions, 0.0)
     return masked
-
-
-def _centres(layer: nn.Module, leaf: str) -> bool:
-    """Tell the one buffer that shifts a channel: the running mean of a batch norm without weight and bias."""
-    return leaf == "running_mean" and getattr(layer, "weight", None) is None
 
 
 class LayerNormOfKept(nn.Module):
@@ -99,7 +95,7 @@ def outputs(value: Any) -> list[Tensor]:
     """Return every tensor in a network's output."""
     if isinstance(value, Tensor):
         return [value]
-    parts = value.values() if isinstance(value, Mapping) else value
+    parts = vars(value).values() if is_dataclass(value) else value.values() if isinstance(value, Mapping) else value
     return [tensor for part in parts for tensor in outputs(part)]
 
 

@@ -1,0 +1,218 @@
+"""A policy is data: it comes back from JSON as it was, its fingerprint is its content, every mistake has a place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import nn
+
+from pruning.errors import PolicyError
+from pruning.groups import find_groups
+from pruning.policy import CriterionSpec, ModelSpec, Policy, Recipe, load_policy
+
+POLICY = Policy(
+    model=ModelSpec(name="resnet20", options={"widths": [16, 32, 64]}),
+    network="0123456789abcdef",
+    widths={"layer1.0.conv1": 3, "layer1.1.conv1": 4},
+    criterion=CriterionSpec(name="taylor", options={"images": 512}),
+    recipe=Recipe(epochs=3, clip_norm=1.0),
+    seed=7,
+)
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-9, 9)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+options = st.dictionaries(st.text(max_size=3), json_values, max_size=3)
+policies = st.builds(
+    Policy,
+    model=st.builds(ModelSpec, name=st.text(), num_classes=st.integers(1, 9), options=options),
+    network=st.text(max_size=16),
+    widths=st.dictionaries(st.text(max_size=8), st.integers(1, 4096), max_size=4),
+    criterion=st.builds(CriterionSpec, name=st.text(max_size=8), options=options),
+    recipe=st.builds(
+        Recipe, epochs=st.integers(0, 300), learning_rate=st.floats(1e-9, 10), clip_norm=st.none() | st.just(0.1)
+    ),
+    seed=st.integers(0, 2**63),
+)
+
+
+def changed(**fields: Any) -> str:
+    """The policy's JSON with other top-level fields; `None` takes one away."""
+    content = json.loads(POLICY.to_json()) | fields
+    return json.dumps({key: value for key, value in content.items() if value is not None})
+
+
+# ── values ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(policy=policies)
+def test_a_policy_comes_back_from_json_as_it_was(policy: Policy) -> None:
+    again = Policy.from_json(policy.to_json())
+    assert again == policy
+    assert again.to_json() == policy.to_json()
+    assert again.fingerprint == policy.fingerprint
+    assert hash(again) == hash(policy)
+
+
+@given(first=policies, second=policies)
+def test_fingerprints_are_equal_where_policies_are(first: Policy, second: Policy) -> None:
+    assert (first.fingerprint == second.fingerprint) == (first.to_json() == second.to_json())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"seed": 8},
+        {"network": "0123456789abcdee"},
+        {"widths": {"layer1.0.conv1": 3, "layer1.1.conv1": 5}},
+        {"widths": {"layer1.0.conv1": 3}},
+        {"model": ModelSpec(name="resnet20")},
+        {"criterion": CriterionSpec(name="taylor", options={"images": 513})},
+        {"recipe": Recipe(epochs=3, clip_norm=1.5)},
+    ],
+)
+def test_every_field_counts(other: dict[str, Any]) -> None:
+    policy = POLICY.model_copy(update=other)
+    assert policy != POLICY
+    assert policy.fingerprint != POLICY.fingerprint
+    assert len({policy, POLICY}) == 2
+
+
+def test_the_order_of_widths_and_options_does_not_count() -> None:
+    turned = POLICY.model_copy(update={"widths": dict(reversed(POLICY.widths.items()))})
+    assert turned == POLICY
+    assert turned.fingerprint == POLICY.fingerprint
+    assert hash(turned) == hash(POLICY)
+
+
+def test_the_fingerprint_is_the_same_on_every_machine() -> None:
+    assert Policy(model=ModelSpec(name="a"), network="b", widths={"c": 1}).fingerprint == "eae25a4546d715e1"
+
+
+def test_json_has_one_key_a_line_in_order() -> None:
+    lines = POLICY.to_json().splitlines()
+    assert lines[0] == "{"
+    assert lines[1] == '  "criterion": {'
+    assert POLICY.to_json().endswith("}\n")
+
+
+def test_tuples_among_the_options_are_lists() -> None:
+    assert ModelSpec(name="a", options={"widths": (1, 2)}).options == {"widths": [1, 2]}
+
+
+def test_a_policy_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        POLICY.seed = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("value", [object(), Path("a"), torch.zeros(1), float("nan"), {"a": {1, 2}}])
+def test_options_that_json_lacks_are_refused(value: Any) -> None:
+    with pytest.raises(ValidationError, match="expected values that JSON has"):
+        CriterionSpec(name="l1", options={"key": value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", -1),
+        ("batch_size", 0),
+        ("learning_rate", 0),
+        ("learning_rate", float("inf")),
+        ("temperature", float("inf")),
+        ("momentum", 1),
+        ("momentum", float("nan")),
+        ("milestones", (0.5, 1.0)),
+        ("optimizer", "adam"),
+    ],
+)
+def test_a_recipe_refuses_what_makes_no_sense(field: str, value: Any) -> None:
+    with pytest.raises(ValidationError, match=field):
+        Recipe(**{field: value})
+
+
+# ── mistakes in a file ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (changed(width={"a": 3}, widths=None), r"^width: unknown key; did you mean 'widths'\? \(and 1 more\)$"),
+        (changed(recipe={"epoch": 3}), r"^recipe\.epoch: unknown key; did you mean 'epochs'\?$"),
+        (changed(model=None), "^model: Field required$"),
+        (changed(format=2), "^policy: format: expected 1, got 2; written by another version$"),
+        (changed(format=2, new_key=True), "^policy: format: expected 1, got 2; written by another version$"),
+        (changed(widths={"layer1.0.conv1": 0}), r"^widths\.layer1\.0\.conv1: .*greater than or equal to 1, got 0$"),
+        (changed(widths={"a": 2.5}), r"^widths\.a: input should be a valid integer.*, got 2\.5$"),
+        (changed(recipe={"optimizer": "sdg"}), r"^recipe\.optimizer: input should be 'sgd' or 'adamw', got 'sdg'$"),
+        ("", "^policy: Invalid JSON: EOF"),
+        (POLICY.to_json()[:-9], "^policy: Invalid JSON: EOF"),
+        ("[]", r"^policy: input should be an object, got \[\]$"),
+    ],
+)
+def test_a_mistake_is_one_line_with_its_place(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(PolicyError, match=message) as caught:
+        Policy.from_json(text)
+    assert "\n" not in str(caught.value)
+    file = tmp_path / "policy.json"
+    file.write_text(text)
+    with pytest.raises(PolicyError) as in_file:
+        load_policy(file)
+    assert str(in_file.value) == f"{file}: {caught.value}"
+
+
+def test_a_file_comes_back_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "policy.json"
+    file.write_text(POLICY.to_json())
+    assert load_policy(file) == POLICY
+
+
+def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match=r"^policy .*missing.json: No such file or directory$"):
+        load_policy(tmp_path / "missing.json")
+    with pytest.raises(PolicyError, match=r"^policy .*: Is a directory$"):
+        load_policy(tmp_path)
+    (tmp_path / "weights").write_bytes(b"\x80\x04\xff")
+    with pytest.raises(PolicyError, match=r"^policy .*weights: not a text file$"):
+        load_policy(tmp_path / "weights")
+
+
+# ── the network that it is for ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def network(width: int = 8) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, width, 1), nn.Conv2d(width, 6, 1), nn.Conv2d(6, 2, 1))
+
+
+def policy_for(width: int, widths: dict[str, int]) -> Policy:
+    signature = find_groups(network(width), torch.zeros(1, 3, 4, 4)).signature
+    return Policy(model=ModelSpec(name="three"), network=signature, widths=widths)
+
+
+def test_a_policy_fits_the_network_that_it_was_made_for() -> None:
+    policy_for(8, {"0": 8, "1": 1}).check(find_groups(network(8), torch.zeros(1, 3, 4, 4)))
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        (policy_for(8, {"1": 3, "3": 2}), "widths: no channel group '3' in this network; there are: 0, 1"),
+        (policy_for(8, {"0": 9}), "widths.0: expected 1 to 8 channels, got 9"),
+        (policy_for(10, {"0": 2}), "made for a network with signature .* .three., got one with .* other widths"),
+    ],
+)
+def test_another_network_is_refused(policy: Policy, message: str) -> None:
+    with pytest.raises(PolicyError, match=message):
+        policy.check(find_groups(network(8), torch.zeros(1, 3, 4, 4)))

@@ -1,0 +1,288 @@
+import json
+import math
+import pickle
+from collections import defaultdict
+
+import optuna
+import pytest
+import torch
+from optuna.samplers import RandomSampler
+from optuna.trial import FixedTrial
+
+from pruning import CRITERIA, CostModel, CriterionSpec, ModelSpec, RankingError, build_model, find_groups
+from search.config import parse_experiment
+from search.errors import ExperimentError
+from search.inputs import ranking_key
+from search.space import Space
+
+EXAMPLE = torch.zeros(1, 3, 16, 16)
+SPECS = [
+    CriterionSpec(name="l1"),
+    CriterionSpec(name="random"),
+    CriterionSpec(name="random", options={"seed": 1}),
+]
+
+
+class Whole:
+    """A network with its groups, cost model and rankings."""
+
+    def __init__(self, model, example):
+        self.model = model
+        network = build_model(model)
+        self.groups = find_groups(network, example)
+        self.cost = CostModel(network, self.groups, example)
+        ranked = [(spec, CRITERIA.build(spec.name, **spec.options).rank(network, self.groups)) for spec in SPECS]
+        self.rankings = {ranking_key(spec): ranking for spec, ranking in ranked}
+
+    def experiment(self, search, sections):
+        return parse_experiment({"name": "x", "model": self.model.model_dump(), "search": search, **sections})
+
+    def space(self, *, rankings=None, sections=None, **search):
+        experiment = self.experiment({"groups": "inner", **search}, sections or {})
+        searched = self.groups.matching(experiment.search.groups)
+        return Space(experiment, self.groups, self.cost, searched, self.rankings if rankings is None else rankings)
+
+    def macs(self, policy):
+        return self.cost.cost(policy.widths).macs
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    return Whole(ModelSpec(name="resnet20"), EXAMPLE)
+
+
+@pytest.fixture(scope="module")
+def odd():
+    """Widths that are no powers of two."""
+    return Whole(ModelSpec(name="tiny:network", options={"widths": [100, 30]}), torch.zeros(1, 1, 8, 8))
+
+
+def draws(space, count=25, seed=0):
+    """Yield the searched values and the policy of random trials."""
+    study = optuna.create_study(sampler=RandomSampler(seed=seed))
+    for _ in range(count):
+        trial = study.ask()
+        policy = space.suggest(trial)
+        yield trial.params, policy
+
+
+def test_equal_values_give_equal_policies(resnet):
+    space = resnet.space(
+        allocation=["searched", "uniform", "global"],
+        criterion=[{"name": "l1"}, {"name": "random"}],
+        recipe={"learning_rate": {"low": 0.001, "high": 0.1, "log": True}, "batch_size": [64, 128]},
+        sections={"constraints": {"macs": "70%"}},
+    )
+    elsewhere = pickle.loads(pickle.dumps(space))
+    for params, policy in draws(space):
+        assert space.suggest(FixedTrial(params)) == policy
+        assert elsewhere.suggest(FixedTrial(params)) == policy
+
+
+def test_a_policy_is_for_the_whole_network_and_says_what_was_asked(resnet):
+    space = resnet.space(groups=["layer1.*conv1", "layer3.0.conv1"], seed=7, sections={"recipe": {"epochs": 3}})
+    policy = space.suggest(FixedTrial({"width.layer1.0.conv1": 5, "width.layer1.1.conv1": 16} | rest(space)))
+    policy.check(resnet.groups)
+    assert set(policy.widths) == set(resnet.groups.matching(("layer1.*conv1", "layer3.0.conv1")))
+    assert (policy.widths["layer1.0.conv1"], policy.widths["layer1.1.conv1"]) == (5, 16)
+    assert (policy.model, policy.seed, policy.recipe.epochs) == (ModelSpec(name="resnet20"), 7, 3)
+
+
+def rest(space):
+    return {"width.layer1.2.conv1": 8, "width.layer3.0.conv1": 9}
+
+
+# ── widths ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("per", ["group", "stage"])
+@pytest.mark.parametrize(("minimum", "round_to"), [("10%", 1), ("50%", 1), ("1%", 4), ("30%", 8), ("100%", 1)])
+def test_widths_lie_between_the_narrowest_and_the_full_one_and_are_round(odd, resnet, per, minimum, round_to):
+    for whole in (odd, resnet):
+        space = whole.space(widths={"per": per, "minimum": minimum, "round_to": round_to})
+        for _, policy in draws(space):
+            for name, width in policy.widths.items():
+                full = whole.groups[name].width
+                least = -(-int(minimum[:-1]) * full // 100)
+                assert min(full, round_to * math.ceil(least / round_to)) <= width <= full
+                assert width % round_to == 0 or width == full
+
+
+def test_the_narrowest_width_is_exact(odd):
+    for percent in range(1, 101):
+        space = odd.space(widths={"minimum": f"{percent}%"})
+        lowest = space.suggest(FixedTrial(lowest_params(space))).widths
+        assert lowest == {"first": percent, "second": -(-30 * percent // 100)}
+
+
+def lowest_params(space):
+    study = optuna.create_study(sampler=RandomSampler(seed=0))
+    trial = study.ask()
+    space.suggest(trial)
+    return {name: distribution.low for name, distribution in trial.distributions.items()}
+
+
+def test_every_round_width_may_be_proposed(resnet):
+    space = resnet.space(groups="layer1.0.conv1", widths={"minimum": "20%", "round_to": 4})
+    seen = {policy.widths["layer1.0.conv1"] for _, policy in draws(space, 100)}
+    assert seen == {4, 8, 12, 16}
+
+
+def test_a_stage_shares_one_part_of_the_full_width(resnet):
+    space = resnet.space(groups="all", widths={"per": "stage", "minimum": "20%"})
+    for params, policy in draws(space):
+        assert set(params) == {"width.stage16", "width.stage32", "width.stage64"}
+        by_stage = defaultdict(set)
+        for name, width in policy.widths.items():
+            by_stage[resnet.groups[name].width].add(width)
+        for full, widths in by_stage.items():
+            share = params[f"width.stage{full}"]
+            least = math.ceil(full / 5)
+            assert widths == {max(least, round(share * full))}
+
+
+def test_what_leaves_no_choice_is_not_asked(resnet):
+    space = resnet.space(widths={"round_to": 64})
+    ((params, policy),) = draws(space, 1)
+    assert params == {}
+    assert policy.widths == resnet.groups.only(policy.widths).widths
+
+
+# ── limits and budgets ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("per", ["group", "stage"])
+@pytest.mark.parametrize("limit", ["25%", "45%", 2e6])
+def test_widths_over_a_limit_on_macs_are_moved_onto_it_and_others_stay(resnet, per, limit):
+    search = {"groups": "all", "widths": {"per": per, "minimum": "20%"}}
+    free, bound = resnet.space(**search), resnet.space(**search, sections={"constraints": {"macs": limit}})
+    most = int(limit if isinstance(limit, float) else int(limit[:-1]) / 100 * resnet.cost.full.macs)
+    moved = 0
+    for params, policy in draws(bound, 40):
+        wished = free.suggest(FixedTrial(params))
+        if resnet.macs(wished) <= most:
+            assert policy == wished
+            continue
+        moved += 1
+        assert 0.97 * most <= resnet.macs(policy) <= most
+        for name, width in policy.widths.items():
+            assert math.ceil(resnet.groups[name].width / 5) <= width <= resnet.groups[name].width
+    assert moved > 3
+
+
+def test_a_limit_that_only_the_narrowest_widths_meet_gives_these(resnet):
+    search = {"widths": {"minimum": "50%"}}
+    space = resnet.space(**search)
+    narrowest = space.suggest(FixedTrial(lowest_params(space)))
+    bound = resnet.space(**search, sections={"constraints": {"macs": resnet.macs(narrowest)}})
+    for _, policy in draws(bound, 5):
+        assert policy.widths == narrowest.widths
+
+
+def test_round_widths_stay_round_under_a_limit(resnet):
+    space = resnet.space(widths={"round_to": 4, "minimum": "20%"}, sections={"constraints": {"macs": "50%"}})
+    for _, policy in draws(space):
+        assert all(width % 4 == 0 for width in policy.widths.values())
+        assert resnet.macs(policy) <= 0.5 * resnet.cost.full.macs
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.8])
+def test_a_budget_is_spent_within_a_hundredth(resnet, allocation, share):
+    space = resnet.space(groups="all", allocation=allocation)
+    policy = space.suggest(FixedTrial({"budget": share}))
+    assert 0.99 * share <= resnet.macs(policy) / resnet.cost.full.macs <= share
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_a_budget_over_the_limit_spends_the_limit(resnet, allocation):
+    space = resnet.space(groups="all", allocation=allocation, sections={"constraints": {"macs": "40%"}})
+    policy = space.suggest(FixedTrial({"budget": 0.8}))
+    assert policy == space.suggest(FixedTrial({"budget": 0.4}))
+    assert 0.99 * 0.4 <= resnet.macs(policy) / resnet.cost.full.macs <= 0.4
+
+
+def test_the_global_allocation_looks_at_the_scores_of_the_trials_criterion(resnet):
+    space = resnet.space(allocation="global", criterion=["l1", "random"])
+    widths = [space.suggest(FixedTrial({"criterion": name, "budget": 0.5})).widths for name in ("l1", "random")]
+    assert widths[0] != widths[1]
+
+
+@pytest.mark.parametrize("per", ["group", "stage"])
+def test_a_limit_that_no_widths_meet_is_refused_at_once(resnet, per):
+    widths = {"per": per, "minimum": "50%"}
+    with pytest.raises(ExperimentError, match=r"^constraints.macs: expected at least \d+ MACs \(\d+\.\d%\), .* \d+$"):
+        resnet.space(widths=widths, sections={"constraints": {"macs": "1%"}})
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_a_budget_that_no_widths_meet_is_refused_at_once(resnet, allocation):
+    search = {"groups": "layer3.2.conv1", "allocation": ["searched", allocation]}
+    reason = rf"allocation '{allocation}': expected \d+ to \d+ MACs"
+    with pytest.raises(ExperimentError, match=f"^search.budget.minimum: {reason}"):
+        resnet.space(**search)
+    with pytest.raises(ExperimentError, match=f"^constraints.macs: {reason}"):
+        resnet.space(
+            groups="layer3.2.conv1",
+            allocation=allocation,
+            budget={"minimum": "99%", "maximum": "100%"},
+            sections={"constraints": {"macs": "20%"}},
+        )
+
+
+def test_an_allocation_without_the_scores_that_it_needs_is_refused_at_once(resnet):
+    with pytest.raises(RankingError, match=r"allocation 'global', group 'layer1.0.conv1': expected scores"):
+        resnet.space(allocation="global", rankings={})
+
+
+# ── the other dimensions ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("allocation", "conditional"), [("searched", False), (["searched", "uniform"], True)])
+def test_dimensions_are_conditional_where_the_allocation_is_a_choice(resnet, allocation, conditional):
+    space = resnet.space(allocation=allocation)
+    assert space.conditional is conditional
+    asked = {frozenset(params) for params, _ in draws(space)}
+    widths = frozenset(f"width.{name}" for name in resnet.groups.matching(("inner",)))
+    assert asked == ({frozenset({"allocation", "budget"}), widths | {"allocation"}} if conditional else {widths})
+
+
+def test_recipes_are_searched_by_span_and_by_choice(resnet):
+    space = resnet.space(
+        groups="layer1.0.conv1",
+        sections={"recipe": {"momentum": 0.5, "epochs": 9}},
+        recipe={
+            "learning_rate": {"low": 1e-4, "high": 1e-1, "log": True},
+            "epochs": {"low": 1, "high": 3},
+            "optimizer": ["sgd", "adamw"],
+            "clip_norm": [None, 1.0],
+            "milestones": [[0.5], [0.25, 0.75]],
+            "weight_decay": 0.002,
+            "augment": [True, False],
+        },
+    )
+    recipes = [policy.recipe for _, policy in draws(space, 60)]
+    assert {recipe.epochs for recipe in recipes} == {1, 2, 3}
+    assert all(1e-4 <= recipe.learning_rate <= 1e-1 for recipe in recipes)
+    assert 0.3 < sum(recipe.learning_rate < 10**-2.5 for recipe in recipes) / len(recipes) < 0.7  # log: half are below
+    assert {recipe.optimizer for recipe in recipes} == {"sgd", "adamw"}
+    assert {recipe.clip_norm for recipe in recipes} == {None, 1.0}
+    assert {recipe.milestones for recipe in recipes} == {(0.5,), (0.25, 0.75)}
+    assert {recipe.augment for recipe in recipes} == {True, False}
+    assert {recipe.weight_decay for recipe in recipes} == {0.002}
+    assert {recipe.momentum for recipe in recipes} == {0.5}
+    params, _ = next(draws(space, 1))
+    assert "recipe.weight_decay" not in params
+    assert json.dumps(params)
+
+
+def test_criteria_of_one_name_are_told_apart_by_their_options(resnet):
+    specs = [spec.model_dump() for spec in SPECS]
+    space = resnet.space(groups="layer1.0.conv1", criterion=specs)
+    seen = {params["criterion"]: policy.criterion for params, policy in draws(space)}
+    assert set(seen.values()) == set(SPECS)
+    assert seen["l1"] == SPECS[0]
+    alone = resnet.space(groups="layer1.0.conv1", criterion=specs[2])
+    params, policy = next(draws(alone, 1))
+    assert "criterion" not in params
+    assert policy.criterion == SPECS[2]

@@ -1,0 +1,326 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+import tiny
+import torch
+import yaml
+from filelock import FileLock
+
+from pruning import build_model, save_weights
+from search import sweep as sweeps
+from search.errors import ExperimentError, SweepError
+from search.prepare import prepare
+from search.results import State
+from search.sweep import load_sweep, resume_sweep, run_sweep, summary, write_front
+from search.trial import run_trial
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the workers: sums of several threads differ in their last digits
+    environment = {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+    options = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+    ray.init(address="local", num_cpus=2, runtime_env={"env_vars": environment}, **options)
+    yield
+    ray.shutdown()
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory):
+    return tmp_path_factory.mktemp("a place")
+
+
+@pytest.fixture(scope="module")
+def finished(storage):
+    search = {"trials": 6, "criterion": ["l1", "random"], "allocation": ["searched", "uniform"]}
+    return run_sweep(tiny.experiment(storage, search=search), live=False)
+
+
+def numbers(history):
+    return [replace(metrics, seconds=0.0) for metrics in history]
+
+
+def run_here(sweep, record):
+    """Return what a trial measures in this process."""
+    seen = []
+    run_trial(record.policy, prepare(sweep.experiment), lambda metrics, _: seen.append(metrics))
+    return numbers(seen)
+
+
+def add_trials(folder, count):
+    """Make a finished sweep an interrupted one."""
+    tree = yaml.safe_load((folder / "experiment.yaml").read_text())
+    tree["search"]["trials"] += count
+    (folder / "experiment.yaml").write_text(yaml.safe_dump(tree))
+
+
+def dominates(one, other):
+    return one.accuracy >= other.accuracy and one.macs <= other.macs and one != other
+
+
+# ── one sweep ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_trial_is_on_record_with_all_its_epochs(finished):
+    assert [record.number for record in finished.records] == list(range(6))
+    assert {record.state for record in finished.records} == {State.FINISHED}
+    for record in finished.records:
+        assert [metrics.epoch for metrics in record.history] == [0, 1, 2]
+        assert record.policy.criterion.name == record.params["criterion"]
+    assert {record.params["allocation"] for record in finished.records} == {"searched", "uniform"}
+
+
+def test_trials_in_reused_workers_measure_what_they_measure_alone(finished):
+    for record in finished.records:
+        assert numbers(record.history) == run_here(finished, record)
+
+
+def test_the_front_is_what_no_trial_dominates(finished):
+    last = {record.number: record.metrics for record in finished.records}
+    alone = {
+        number for number, metrics in last.items() if not any(dominates(other, metrics) for other in last.values())
+    }
+    assert {record.number for record in finished.front} <= alone
+    assert {(last[n].accuracy, last[n].macs) for n in alone} == {
+        (record.metrics.accuracy, record.metrics.macs) for record in finished.front
+    }
+
+
+def test_the_folder_holds_the_whole_sweep(finished):
+    found = load_sweep(finished.folder)
+    assert found.records == finished.records
+    assert found.experiment == finished.experiment
+    assert found.baseline == finished.baseline == prepare(finished.experiment).baseline.to_dict()
+    assert {"experiment.yaml", "baseline.json", "study.journal", "front.csv", "front.png", "front.html"} <= {
+        path.name for path in finished.folder.iterdir()
+    }
+    assert not list(finished.folder.rglob("trial-*.pt"))
+    numbers_in_csv = [line.split(",")[0] for line in (finished.folder / "front.csv").read_text().splitlines()[1:]]
+    assert numbers_in_csv == [str(record.number) for record in finished.front]
+
+
+def test_the_front_can_be_written_again(finished):
+    before = (finished.folder / "front.csv").read_text()
+    assert {path.exists() for path in write_front(load_sweep(finished.folder)).values()} == {True}
+    assert (finished.folder / "front.csv").read_text() == before
+
+
+def test_the_summary_says_what_came_out(finished):
+    text = summary(finished)
+    assert text.startswith("6 trials: 6 finished. Baseline: ")
+    assert len([line for line in text.splitlines() if line.startswith("| ")]) == 2 + len(finished.front)
+
+
+def test_a_sweep_is_not_run_over_another_and_a_finished_one_not_resumed(finished):
+    def content():
+        return {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*") if path.name != "sweep.lock"}
+
+    before = content()
+    with pytest.raises(SweepError, match=r"^sweep .*tiny: exists; resume it, or give the sweep another name"):
+        run_sweep(finished.experiment)
+    with pytest.raises(SweepError, match=r"^sweep .*tiny: finished, all 6 trials have ended"):
+        resume_sweep(finished.folder)
+    assert content() == before
+
+
+def test_two_drivers_do_not_share_a_sweep(finished):
+    with FileLock(finished.folder / "sweep.lock"), pytest.raises(SweepError, match="is running"):
+        resume_sweep(finished.folder)
+
+
+@pytest.mark.parametrize("missing", ["experiment.yaml", "baseline.json", "study.journal"])
+def test_a_folder_without_a_whole_sweep_is_told(finished, tmp_path, missing):
+    copy = shutil.copytree(finished.folder, tmp_path / "copy")
+    (copy / missing).unlink()
+    with pytest.raises(
+        SweepError, match=rf"^sweep {copy}: expected .*{'study' if 'study' in missing else 'experiment'}"
+    ):
+        load_sweep(copy)
+    with pytest.raises(SweepError, match=r"^sweep .*: expected a sweep's folder"):
+        resume_sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_a_sweep_that_was_moved_and_renamed_goes_on(finished, tmp_path):
+    shutil.copytree(finished.experiment.storage, tmp_path / "elsewhere")
+    moved = (tmp_path / "elsewhere" / "tiny").rename(tmp_path / "elsewhere" / "renamed")
+    add_trials(moved, 2)
+    resumed = resume_sweep(moved, live=False)
+    assert resumed.records[:6] == finished.records
+    assert [(record.number, record.state) for record in resumed.records[6:]] == [(6, "finished"), (7, "finished")]
+    assert numbers(resumed.records[6].history) == run_here(resumed, resumed.records[6])
+    assert resumed.experiment.folder == moved
+    assert not (tmp_path / "elsewhere" / "tiny").exists()
+
+
+# ── equal seeds ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_equal_seeds_give_equal_sweeps(storage):
+    def outcome(name):
+        search = {"trials": 5, "concurrent": 1, "sampler": "tpe", "seed": 4}
+        ran = run_sweep(tiny.experiment(storage, name=name, search=search), live=False)
+        return [(record.params, numbers(record.history)) for record in ran.records], [r.number for r in ran.front]
+
+    assert outcome("one") == outcome("other")
+
+
+# ── what goes wrong in trials ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_trials_that_fail_are_told_in_one_line_and_the_others_finish(storage):
+    search = {"trials": 6, "recipe": {"learning_rate": [0.05, 0.03, 1e30]}, "seed": 5}
+    ran = run_sweep(tiny.experiment(storage, name="fragile", model="tiny:fragile", search=search), live=False)
+    errors = set()
+    for record in ran.records:
+        odd, wild = record.policy.widths["first"] % 2, record.params["recipe.learning_rate"] > 1
+        assert record.state == (State.FAILED if odd or wild else State.FINISHED)
+        assert "\n" not in (record.error or "")
+        errors.add((record.error or "").partition(",")[0] if odd or wild else "")
+    assert errors == {"", "RuntimeError: odd widths", "epoch 1"}
+    assert all(record.state is State.FINISHED for record in ran.front)
+    assert not list(ran.folder.rglob("trial-*.pt"))
+
+
+def test_a_sweep_without_a_success_is_told(storage):
+    wild = tiny.experiment(storage, name="wild", recipe={"learning_rate": 1e30}, search={"trials": 2})
+    with pytest.raises(SweepError, match=r"wild: no trial succeeded; 2 failed, the first with: epoch 1, .*finite loss"):
+        run_sweep(wild, live=False)
+    assert [record.state for record in load_sweep(storage / "wild").records] == [State.FAILED] * 2
+
+
+def test_a_sweep_without_a_feasible_trial_is_told(storage):
+    strict = tiny.experiment(storage, name="strict", constraints={"accuracy": 0.999}, search={"trials": 2})
+    with pytest.raises(SweepError, match="strict: none of 2 trials is within the constraints"):
+        run_sweep(strict, live=False)
+
+
+def test_a_trial_whose_worker_dies_goes_on_in_another(storage, tmp_path):
+    model = {"name": "tiny:mortal", "options": {"grave": str(tmp_path / "grave")}}
+    experiment = tiny.experiment(
+        storage,
+        name="mortal",
+        model=model,
+        weights=str(tmp_path / "w.safetensors"),
+        search={"trials": 1, "concurrent": 1},
+    )
+    save_weights(build_model(experiment.model), experiment.weights)
+    ran = run_sweep(experiment, live=False)
+    assert (tmp_path / "grave").exists()
+    (record,) = ran.records
+    assert record.state is State.FINISHED
+    assert numbers(record.history) == run_here(ran, record)
+
+
+# ── what is refused before a folder is made ──────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("sections", "reason"),
+    [
+        (
+            {"constraints": {"macs": "1%"}, "search": {"widths": {"minimum": "50%"}}},
+            r"^constraints.macs: expected at least \d+ MACs",
+        ),
+        (
+            {"search": {"allocation": "uniform", "groups": "first", "budget": {"minimum": "1%"}}},
+            "^search.budget.minimum: allocation 'uniform'",
+        ),
+    ],
+)
+def test_limits_that_no_trial_can_meet_are_refused_at_once(storage, sections, reason):
+    with pytest.raises(ExperimentError, match=reason):
+        run_sweep(tiny.experiment(storage, name="beyond", **sections))
+    assert not (storage / "beyond").exists()
+
+
+@pytest.mark.parametrize("name", ["cpus", "gpus"])
+def test_trials_that_would_wait_for_ever_are_refused_at_once(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(sweeps.ray, "is_initialized", lambda: False)
+    with pytest.raises(ExperimentError, match=rf"^resources.{name}: expected at most \d+ on this machine, got 999"):
+        run_sweep(tiny.experiment(tmp_path, resources={name: 999}))
+    assert not any(tmp_path.iterdir())
+
+
+# ── the driver is stopped ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def start_driver(folder, *arguments):
+    """Start the command line in a session of its own."""
+    with (folder / "out.txt").open("a") as out, (folder / "err.txt").open("w") as err:
+        return subprocess.Popen(
+            [sys.executable, "-m", "search", *map(str, arguments), "--plain"],
+            cwd=HERE,  # where `tiny` is
+            env={**os.environ, "PYTHONPATH": str(HERE.parents[1]), "OMP_NUM_THREADS": "1"},
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+        )
+
+
+def wait_for(condition, seconds=90):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def alive(session):
+    """Return the processes of a session that still run."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, fields = stat.read_text().rpartition(")")[::2]
+        except OSError:  # gone meanwhile
+            continue
+        state, _, _, its_session = fields.split()[:4]
+        if int(its_session) == session and state != "Z":
+            found.append(name)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_a_sweep_that_is_interrupted_and_then_killed_goes_on_to_what_it_would_have_been(tmp_path):
+    experiment = tiny.experiment(tmp_path, recipe={"epochs": 40, "batch_size": 50}, search={"trials": 6, "seed": 2})
+    (tmp_path / "tiny.yaml").write_text(experiment.to_yaml())
+    folder, out = experiment.folder, tmp_path / "out.txt"
+
+    def told(count):
+        return lambda: out.read_text().count("] trial ") >= count
+
+    driver = start_driver(tmp_path, "run", tmp_path / "tiny.yaml")
+    wait_for(told(1))
+    driver.send_signal(signal.SIGINT)
+    assert driver.wait(60) == 130
+    hint = f"sweep {folder}: interrupted; go on with: prunesearch resume {folder}"
+    assert (tmp_path / "err.txt").read_text().splitlines()[-1] == hint
+    wait_for(lambda: not alive(driver.pid))
+
+    ended = sum(record.state is not State.RUNNING for record in load_sweep(folder).records)
+    assert ended < 6
+    driver = start_driver(tmp_path, "resume", folder)
+    wait_for(told(ended + 1))
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    wait_for(lambda: not alive(driver.pid))
+    assert len([record for record in load_sweep(folder).records if record.state is State.RUNNING]) > 0
+
+    resumed = resume_sweep(folder, live=False)
+    assert [(record.number, record.state) for record in resumed.records] == [(n, State.FINISHED) for n in range(6)]
+    for record in resumed.records:
+        assert numbers(record.history)[-1] == run_here(resumed, record)[-1]
+        assert len({metrics.epoch for metrics in record.history}) == len(record.history)
+    assert json.loads((folder / "baseline.json").read_text()) == resumed.baseline
