@@ -1,14 +1,23 @@
 """Channel pruning: a torch network in, a smaller torch network out.
 
-groups = find_groups(model, example)
-ranking = CRITERIA.build("fpgm").rank(model, groups)
-prune(model, {"layer1.0.conv1": 8}, ranking, groups=groups, example_input=example)
+Example:
+    groups = find_groups(model, example)
+    ranking = CRITERIA.build("fpgm").rank(model, groups)
+    prune(model, {"layer1.0.conv1": 8}, ranking, groups=groups, example_input=example)
 """
 
 from pruning.allocation import ALLOCATIONS, Allocation
 from pruning.allocation.budget import project
 from pruning.batchnorm import recalibrate
-from pruning.checkpoint import PrunedNetwork, hash_weights, load_pruned, load_weights, save_pruned, save_weights
+from pruning.checkpoint import (
+    PrunedNetwork,
+    hash_weights,
+    load_pruned,
+    load_weights,
+    save_pruned,
+    save_weights,
+    set_weights,
+)
 from pruning.cost import Cost, CostModel, count_cost
 from pruning.criteria import CRITERIA, Criterion
 from pruning.data import DATA, ImageData, ImageSplit, load_data
@@ -72,4 +81,5 @@ __all__ = [
     "remove",
     "save_pruned",
     "save_weights",
+    "set_weights",
 ]

@@ -61,7 +61,7 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
     Raises:
         CheckpointError: unreadable, or the names or shapes are not the network's; it names the first few.
     """
-    _load(model, read_state_dict(path), f"checkpoint {path}")
+    set_weights(model, read_state_dict(path), f"checkpoint {path}")
 
 
 def save_weights(model: nn.Module, path: Path | str) -> None:
@@ -150,17 +150,23 @@ def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def _load(model: nn.Module, weights: dict[str, Tensor], place: str) -> None:
-    own = model.state_dict()
+def set_weights(model: nn.Module, weights: Mapping[str, Tensor], place: str = "weights") -> None:
+    """Put weights by name into a network; all of them, or none. Only `num_batches_tracked` may be missing.
+
+    Raises:
+        CheckpointError: they do not fit; the line begins with `place`.
+    """
+    own = model.state_dict()  # with the versions of its modules, which a plain dictionary lacks
     names = dict(zip(_without_prefix(own), own, strict=True))  # the network may be wrapped, too
     expected = {short: own[full] for short, full in names.items()}
     faults = _faults(expected, weights)
     if faults:
         raise CheckpointError(f"{place}: does not fit {type(model).__name__}: {faults}")
-    model.load_state_dict({names[short]: tensor for short, tensor in weights.items()}, strict=False)
+    own.update({names[short]: tensor for short, tensor in weights.items()})
+    model.load_state_dict(own)
 
 
-def _faults(expected: dict[str, Tensor], weights: dict[str, Tensor]) -> str:
+def _faults(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
     """Return in words what does not fit, or nothing."""
     wrong = {n: (tuple(t.shape), tuple(weights[n].shape)) for n, t in expected.items() if n in weights}
     wrong = {name: shapes for name, shapes in wrong.items() if shapes[0] != shapes[1]}
@@ -278,7 +284,7 @@ def load_pruned(folder: Path | str) -> PrunedNetwork:
             remove(model, groups, cut.kept)
         except SurgeryError as error:
             raise CheckpointError(f"pruned network {folder}: {error}") from None
-    _load(model, read_state_dict(folder / "weights.safetensors"), f"pruned network {folder}")
+    set_weights(model, read_state_dict(folder / "weights.safetensors"), f"pruned network {folder}")
     return PrunedNetwork(model.eval(), policy, dict(cut.kept))
 
 

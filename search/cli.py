@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -219,7 +220,9 @@ def _finish(sweep: Sweep) -> None:
     _say(f"{len(sweep.front)} of {len(records)} trials; hypervolume {volume:.4f}")
     for kind, path in write_front(sweep).items():
         _say(f"{kind:>5}  {path}")
-    _say(f"next: prunesearch best {sweep.folder} --max-macs 50%   ·   prunesearch ui {sweep.folder}")
+    folder = shlex.quote(str(sweep.folder))
+    look = f"   ·   prunesearch ui {folder}" if sweep.experiment.tracking.enabled else ""
+    _say(f"next: prunesearch best {folder} --max-macs 50%{look}")
 
 
 def _say_tested(applied: Applied) -> None:

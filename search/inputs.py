@@ -19,6 +19,7 @@ from pruning import (
     Policy,
     Ranking,
     build_model,
+    set_weights,
 )
 from search.config import Experiment
 
@@ -81,7 +82,7 @@ def network_with(spec: ModelSpec, weights: Mapping[str, Tensor]) -> nn.Module:
     """Build a network with given weights, in eval mode; the global random state is as found."""
     with torch.random.fork_rng(devices=[]):
         network = build_model(spec)
-    network.load_state_dict(dict(weights))
+    set_weights(network, weights)
     return network.eval()
 
 

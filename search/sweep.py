@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import traceback
 import warnings
 from collections import Counter
@@ -162,11 +163,13 @@ def _launch(inputs: Inputs, space: Space, folder: Path, say: Say, *, live: bool)
         if any(record.counts for record in sweep.records):
             tracker.sweep_ended(summary(sweep), write_front(sweep))
     if len(sweep.records) < experiment.search.trials or any(r.state is State.RUNNING for r in sweep.records):
-        raise SweepInterruptedError(f"sweep {folder}: interrupted; go on with: prunesearch resume {folder}")
+        again = f"prunesearch resume {shlex.quote(str(folder))}"
+        raise SweepInterruptedError(f"sweep {folder}: interrupted; go on with: {again}")
     if not sweep.front:
         raise SweepError(_why_none(sweep))
     if left := tracker.left:
-        say(f"MLflow is not reachable: {left} entries wait in {folder}; send them with: prunesearch sync {folder}")
+        send = f"prunesearch sync {shlex.quote(str(folder))}"
+        say(f"MLflow is not reachable: {left} entries wait in {folder}; send them with: {send}")
     return sweep
 
 
@@ -323,8 +326,9 @@ class _Watcher(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A trial's workers died more often than is allowed."""
-        told = trial.error_file and Path(trial.error_file)
-        self._searcher.explain_failure(trial.trial_id, told.read_text() if told and told.exists() else "its worker died")
+        told = Path(trial.error_file) if trial.error_file else None
+        reason = told.read_text() if told and told.exists() else "its worker died"
+        self._searcher.explain_failure(trial.trial_id, reason)
         self.on_trial_complete(iteration, trials, trial)
 
     def __getstate__(self) -> dict[str, Any]:

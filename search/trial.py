@@ -10,7 +10,19 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from pruning import Cost, ImageSplit, Kept, Policy, count_cost, evaluate, fine_tune, measure_latency, prune, recalibrate
+from pruning import (
+    Cost,
+    ImageSplit,
+    Kept,
+    Policy,
+    count_cost,
+    evaluate,
+    fine_tune,
+    measure_latency,
+    prune,
+    recalibrate,
+    set_weights,
+)
 from search.inputs import Inputs
 from search.results import Metrics
 
@@ -62,7 +74,7 @@ def run_trial(policy: Policy, inputs: Inputs, report: Report, resume: Mapping[st
             seed=policy.seed,
         )
     else:
-        network.load_state_dict(resume["network"])
+        set_weights(network, resume["network"])
     cost = count_cost(network, inputs.example)
     latency = _latency(network, inputs)
 

@@ -12,7 +12,14 @@ from torch import Tensor
 from pruning.lineage.channels import Lineage, Role, fixed, spread, squeezed, varies, varying
 
 Ids = Any
-"""A tensor of ids, None for a value that is no tensor, or tuples and lists of these."""
+"""A tensor of ids, a Count, None for any other value, or tuples and lists of these."""
+
+
+@dataclass(frozen=True)
+class Count:
+    """Stands for a number that was computed from how many channels there are, such as `x.shape[1] // 2`."""
+
+    ids: Tensor
 
 
 @dataclass(frozen=True)
@@ -38,8 +45,15 @@ class Call:
 
     def pin(self, ids: Ids, why: str) -> None:
         """Pin every id, saying where."""
-        for tensor in tensors(ids):
+        for tensor in (*tensors(ids), *(count.ids for count in counts(ids))):
             self.lineage.pin(tensor, f"{why} at '{self.place}'")
+
+    def follows(self, size: Ids, ids: Tensor) -> bool:
+        """Tell whether a number counts the very channels `ids`, so that it follows their cut."""
+        if not isinstance(size, Count):
+            return False
+        counted, cut = ({self.lineage.find(i) for i in part.unique().tolist()} for part in (size.ids, ids))
+        return counted == cut
 
     def vector(self, ids: Tensor, dim: int) -> Tensor:
         """Return the ids along one dimension, united over all others."""
@@ -50,13 +64,24 @@ class Call:
 
 def tensors(tree: Ids) -> Iterator[Tensor]:
     """Yield every tensor in nested tuples, lists and dictionaries."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, dict):
-        yield from tensors(list(tree.values()))
-    elif isinstance(tree, (tuple, list)):
+    yield from (leaf for leaf in _leaves(tree) if isinstance(leaf, Tensor))
+
+
+def counts(tree: Ids) -> Iterator[Count]:
+    """Yield every count of channels in nested tuples, lists, dictionaries and slices."""
+    yield from (leaf for leaf in _leaves(tree) if isinstance(leaf, Count))
+
+
+def _leaves(tree: Ids) -> Iterator[Any]:
+    if isinstance(tree, slice):
+        tree = (tree.start, tree.stop, tree.step)
+    if isinstance(tree, dict):
+        tree = tuple(tree.values())
+    if isinstance(tree, (tuple, list)):
         for branch in tree:
-            yield from tensors(branch)
+            yield from _leaves(branch)
+    else:
+        yield tree
 
 
 def like(value: Any) -> Ids:
@@ -109,20 +134,31 @@ def respread(call: Call, ids: Tensor, value: Any) -> Ids:
     return squeezed(ids).expand(value.shape) if varying(ids) else ids.reshape(-1)[0].expand(value.shape)
 
 
-def reshaped(call: Call, value: Tensor, written: list[int | None]) -> Ids:
-    """A change of shape; `written` holds the sizes that stand in the code as numbers and will not follow a cut."""
-    ids = call.input
+def reshaped(call: Call, value: Tensor, sizes: Sequence[int | Count | None]) -> Ids:
+    """A change of shape.
+
+    Args:
+        call: the call.
+        value: its value.
+        sizes: what the code says of each new axis: a number, which will not follow a cut; a count of channels; or None
+            for whatever is left.
+    """
+    ids, strays = call.input, dict(enumerate(sizes))
     for old, new in _blocks(tuple(ids.shape), tuple(value.shape)):
         lying = [dim for dim in old if varies(ids, dim)]
         if not lying:
             continue
-        free = [dim for dim in new if written[dim] is None and value.shape[dim] > 1]
+        free = [dim for dim in new if not isinstance(sizes[dim], int) and value.shape[dim] > 1]
         if len(free) != 1 or (len(old) > 1 and len(new) > 1):
             return unknown(call, value)
+        if call.follows(sizes[free[0]], ids):
+            del strays[free[0]]
         if len(new) > 1:  # one axis becomes several: only whole steps of the free one can go
             size = [value.shape[dim] for dim in new]
             table = call.vector(ids, lying[0]).reshape(size).movedim(new.index(free[0]), 0)
             call.lineage.tie(table.reshape(table.shape[0], -1), f"split axis at '{call.place}'")
+    if any(isinstance(size, Count) for size in strays.values()):  # a number that follows another cut than its axis
+        return unknown(call, value)
     return ids.reshape(value.shape)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pruning.lineage.call import Call, Ids, like, padded, reshaped, spatial, tensors, unknown
+from pruning.lineage.call import Call, Count, Ids, counts, like, padded, reshaped, spatial, tensors, unknown
 from pruning.lineage.channels import spread, squeezed, varies, varying
 
 
@@ -22,11 +22,30 @@ def apply_function(function: Callable[..., Any], call: Call, value: Any) -> Ids:
     """Apply the rule of a function or method by its name, or pin."""
     if is_dataclass(value):
         return unknown(call, value)
-    if not any(True for _ in tensors(call.ids)) or not any(True for _ in tensors(value)):
-        return like(value)  # sizes, assertions, constants
+    if not any(True for _ in tensors(value)):
+        return _number(call, value)
+    if call.name not in RESHAPES:
+        call.pin(list(counts(call.ids)), f"their number is used by '{call.name}'")
+    if not any(True for _ in tensors(call.ids)):
+        return like(value)
     trusted = (getattr(function, "__module__", None) or "torch").partition(".")[0]
     rule = FUNCTION_RULES.get(call.name) if trusted in ("torch", "_operator", "torchvision", "builtins") else None
     return unknown(call, value) if rule is None else rule(call, value)
+
+
+def _number(call: Call, value: Any) -> Ids:
+    """Sizes, and what is computed from them: counts of channels are told from all other numbers."""
+    if call.name == "size" or (call.name == "getattr" and call.literal[0][1] == "shape"):
+        ids, dim = call.input, call.argument(call.literal, 1, "dim")
+        sizes = [Count(squeezed(ids).unique()) if varies(ids, axis) else None for axis in range(ids.dim())]
+        return sizes[dim] if isinstance(dim, int) else sizes
+    if call.name == "getitem" and isinstance(call.ids[0][0], list) and isinstance(call.literal[0][1], (int, slice)):
+        return call.ids[0][0][call.literal[0][1]]
+    found = list(counts(call.ids))
+    if call.name.startswith("_assert"):
+        call.pin(found, "their number is asserted")
+    number = Count(torch.cat([count.ids for count in found])) if found else None
+    return [number] * len(value) if isinstance(value, (tuple, list)) else number
 
 
 def _same(call: Call, value: Tensor) -> Ids:
@@ -130,14 +149,16 @@ def _parts(call: Call, value: Any) -> Ids:
     if not isinstance(dim, int):
         return unknown(call, value)
     sizes = [part.shape[dim] for part in value]
-    ids = list(torch.split(call.input, sizes, dim))
+    name = "split_size_or_sections" if call.name == "split" else "chunks"
+    size, counted = (call.argument(tree, 1, name) for tree in (call.values, call.ids))
+    by_number = call.name != "split" and isinstance(size, int)
     if not varies(call.input, dim):
-        return ids
-    size = call.argument(call.literal, 1, "split_size_or_sections" if call.name == "split" else "chunks")
-    written = isinstance(size, int) if call.name == "split" else False
-    sections = isinstance(size, (list, tuple)) and any(isinstance(part, int) for part in size)
-    if written or sections or len(set(sizes)) != 1:
+        call.pin(counted, "their number is used by 'split'")
+        return list(torch.split(call.input, sizes, dim))
+    each = counted if isinstance(counted, (list, tuple)) else [counted]
+    if len(set(sizes)) != 1 or not (by_number or all(call.follows(part, call.input) for part in each)):
         return unknown(call, value)
+    ids = list(torch.split(call.input, sizes, dim))
     call.lineage.tie(torch.stack([call.vector(part, dim) for part in ids], dim=1), f"parts of '{call.place}'")
     return ids
 
@@ -152,10 +173,17 @@ def _item(call: Call, value: Any) -> Ids:
     for entry in entries:
         if entry is None:
             continue
-        if entry != slice(None) and varies(container, axis):
+        if not _takes_all(entry, container.shape[axis]) and varies(container, axis):
             return unknown(call, value)
         axis += 1
     return container[call.values[0][1]] if not any(True for _ in tensors(call.ids[0][1])) else unknown(call, value)
+
+
+def _takes_all(entry: Any, size: int) -> bool:
+    """Tell whether an index takes the whole axis, however far a cut shortens it: `[:]`, or a literal `[:64]` of 64."""
+    if not isinstance(entry, slice) or entry.start not in (None, 0) or entry.step not in (None, 1):
+        return False
+    return entry.stop is None or (isinstance(entry.stop, int) and entry.stop >= size)
 
 
 def _without_ellipsis(index: tuple[Any, ...], dims: int) -> list[Any]:
@@ -168,22 +196,27 @@ def _without_ellipsis(index: tuple[Any, ...], dims: int) -> list[Any]:
 
 
 def _expand(call: Call, value: Tensor) -> Ids:
-    written = _written(call)[value.dim() - call.input.dim() :]
-    if any(size is not None and varies(call.input, dim) for dim, size in enumerate(written)):
-        return unknown(call, value)
-    return call.input.expand(value.shape)
+    ids, sizes = call.input, _sizes(call)
+    added = value.dim() - ids.dim()
+    for dim, size in enumerate(sizes):
+        lies = dim >= added and varies(ids, dim - added)
+        if (lies and size is not None and not call.follows(size, ids)) or (isinstance(size, Count) and not lies):
+            return unknown(call, value)
+    return ids.expand(value.shape)
 
 
 def _view(call: Call, value: Tensor) -> Ids:
-    written = _written(call)
-    return reshaped(call, value, written) if len(written) == value.dim() else unknown(call, value)
+    sizes = _sizes(call)
+    return reshaped(call, value, sizes) if len(sizes) == value.dim() else unknown(call, value)
 
 
-def _written(call: Call) -> list[int | None]:
-    """Return the sizes that stand in the code as numbers and will not follow a cut; None for the others."""
-    sizes = call.literal[0][1:] or (call.literal[1].get("shape", call.literal[1].get("size")),)
-    flat = list(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else list(sizes)
-    return [size if isinstance(size, int) and size != -1 else None for size in flat]
+def _sizes(call: Call) -> list[int | Count | None]:
+    """Return what the code says of each new axis: a count of channels, another number, or None for −1."""
+    values, ids = (args[1:] or (named.get("shape", named.get("size")),) for args, named in (call.values, call.ids))
+    if len(values) == 1 and isinstance(values[0], (tuple, list)):
+        values, ids = values[0], ids[0]
+    pairs = zip(values, ids, strict=True)
+    return [counted if isinstance(counted, Count) else None if size == -1 else size for size, counted in pairs]
 
 
 def _flatten(call: Call, value: Tensor) -> Ids:
@@ -198,6 +231,9 @@ def _channel_shuffle(call: Call, value: Tensor) -> Ids:
     call.lineage.tie(table, f"channel shuffle at '{call.place}'")
     return spread(table.reshape(-1), 1, value.shape)
 
+
+RESHAPES = frozenset({"view", "reshape", "expand", "split", "chunk", "tensor_split"})
+"""Functions whose rules say themselves what a count of channels among the arguments means."""
 
 SUMS = frozenset({"add", "add_", "iadd", "__iadd__", "sub", "sub_", "isub", "__add__", "__radd__"})
 

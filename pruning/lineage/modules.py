@@ -22,9 +22,19 @@ from pruning.lineage.channels import FIXED, Role, spread, varies, varying
 def apply_module(module: nn.Module, call: Call, value: Any) -> Ids:
     """Apply the rule of a module's class, or pin."""
     rule = next((MODULE_RULES[kind] for kind in type(module).__mro__ if kind in MODULE_RULES), None)
-    if rule is None or (rule in (_convolution, _linear) and _rewritten(type(module))) or _computes_weights(module):
-        return unknown(call, value)
+    refused = _computes_weights(module) or (rule in (_convolution, _linear) and _rewritten(type(module)))
+    if rule is None or refused:
+        return _refused(module, call, value)
     return rule(module, call, value)
+
+
+def _refused(module: nn.Module, call: Call, value: Any, why: str = "") -> Ids:
+    """Pin what goes in; a layer that would make channels is listed as one that does not."""
+    if isinstance(module, (_ConvNd, nn.Linear)) and isinstance(value, Tensor):
+        made = call.lineage.fresh(value.shape[1 if isinstance(module, _ConvNd) else -1])
+        made = call.lineage.note(f"{call.place}.weight", 0, Role.MAKER, made)
+        call.pin(made, why or f"'{call.name}' cannot be followed")
+    return unknown(call, value)
 
 
 def _rewritten(kind: type[nn.Module]) -> bool:
@@ -52,7 +62,7 @@ def _grouped_convolution(module: _ConvNd, call: Call, ids: Tensor, value: Tensor
     lineage, groups = call.lineage, module.groups
     table = ids.reshape(groups, -1)
     if bool((table == FIXED).any()):
-        return unknown(call, value)
+        return _refused(module, call, value, "it carries on what no rule follows")
     lineage.tie(table, f"convolution groups of '{call.place}'")
     made = table[:, :1].expand(groups, module.out_channels // groups).reshape(-1)
     lineage.note(f"{call.place}.weight", 0, Role.CARRIED, ids if transposed else made)

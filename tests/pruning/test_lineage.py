@@ -261,6 +261,17 @@ def image_axes_merged_and_split(net: Body, x: Tensor) -> Tensor:
     return net.b(x.view(images, channels, -1).view(images, channels, 8, 8))
 
 
+@followed(lambda: {"c": convolution(8, 8)}, a=8)
+def shaped_by_the_number_of_the_same_channels(net: Body, x: Tensor) -> Tensor:
+    y = net.c(x)
+    return net.b(x + y).view(x.shape[0], y.shape[1], -1).view(-1, x.size(1), 8, 8) + x
+
+
+@followed(a=8, b=8)
+def slice_of_all(net: Body, x: Tensor) -> Tensor:
+    return net.b(x[:, 0:8, 2:, ::2])
+
+
 @followed(a=8)
 def resized(net: Body, x: Tensor) -> Tensor:
     return net.b(F.interpolate(x, scale_factor=2)) + F.interpolate(x, size=(16, 16))
@@ -391,6 +402,38 @@ def expanded_to_a_literal_size(net: Body, x: Tensor) -> Tensor:
     return net.b(x.expand(x.shape[0], 8, 8, 8))
 
 
+@pinned(b=8, why="their number is used by 'mul' at 'mul'")
+def scaled_by_the_number_of_channels(net: Body, x: Tensor) -> Tensor:
+    return net.b(x * x.shape[1] ** -0.5)
+
+
+@pinned(b=8, why="their number is asserted at '_assert'")
+def number_that_is_asserted(net: Body, x: Tensor) -> Tensor:
+    torch._assert(x.shape[1] == 8, "eight channels")
+    return net.b(x)
+
+
+@pinned(lambda: {"c": convolution(8, 8)}, b=8, also="c")
+def shaped_by_the_number_of_other_channels(net: Body, x: Tensor) -> Tensor:
+    return net.b(net.c(x).view(-1, x.shape[1], 8, 8))
+
+
+@pinned(lambda: {"c": convolution(8, 16), "b": convolution(8, 8)}, b=8, also="c")
+def split_by_the_number_of_other_channels(net: Body, x: Tensor) -> Tensor:
+    return net.b(net.c(x).split(x.shape[1], dim=1)[1])
+
+
+@pinned(lambda: {"c": convolution(8, 1), "b": convolution(8, 8)}, b=8, also="c")
+def expanded_to_the_number_of_other_channels(net: Body, x: Tensor) -> Tensor:
+    return net.b(net.c(x).expand(-1, x.size(1), -1, -1))
+
+
+@pinned(b=8)
+def channels_mixed_with_places(net: Body, x: Tensor) -> Tensor:
+    images, channels, height, width = x.shape
+    return net.b(x.flatten(2).transpose(1, 2).reshape(images, channels, height, width))
+
+
 @pinned(lambda: {"b": convolution(2, 8)}, b=8)
 def pixel_shuffle(net: Body, x: Tensor) -> Tensor:
     return net.b(F.pixel_shuffle(x, 2))
@@ -411,7 +454,7 @@ def layer_norm_that_knows_only_a_number(net: Body, x: Tensor) -> Tensor:
     return net.mix(net.norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
 
 
-@pinned(lambda: {"b": nn.utils.parametrizations.weight_norm(convolution(8, 8))})
+@pinned(lambda: {"b": nn.utils.parametrizations.weight_norm(convolution(8, 8))}, also="b")
 def weights_that_are_computed(net: Body, x: Tensor) -> Tensor:
     return net.b(x)
 
@@ -422,7 +465,7 @@ class StandardisedConvolution(nn.Conv2d):
         return F.conv2d(x, centred, self.bias, padding=1)
 
 
-@pinned(lambda: {"b": StandardisedConvolution(8, 8, 3)}, why="'StandardisedConvolution' cannot be followed")
+@pinned(lambda: {"b": StandardisedConvolution(8, 8, 3)}, why="'StandardisedConvolution' cannot be followed", also="b")
 def subclass_with_a_forward_of_its_own(net: Body, x: Tensor) -> Tensor:
     return net.b(x)
 
@@ -645,4 +688,4 @@ def test_old_weight_norm_is_pinned() -> None:
         normed = nn.utils.weight_norm(convolution(8, 8))
     groups = find_groups(nn.Sequential(convolution(3, 8), normed, nn.Flatten(), nn.Linear(512, 2)), IMAGES.float())
     assert not groups
-    assert [pin.layer for pin in groups.pinned] == ["0", "3"]
+    assert [pin.layer for pin in groups.pinned] == ["0", "1", "3"]

@@ -78,7 +78,8 @@ class LayerNormOfKept(nn.Module):
         count = self.keep.sum()
         centred = torch.where(self.keep, x - (x * self.keep).sum(-1, keepdim=True) / count, 0.0)
         variance = centred.square().sum(-1, keepdim=True) / count
-        shifted = centred / (variance + self.norm.eps).sqrt() * self.norm.weight + self.norm.bias
+        scaled = centred / (variance + self.norm.eps).sqrt() * self.norm.weight
+        shifted = scaled if self.norm.bias is None else scaled + self.norm.bias
         return torch.where(self.keep, shifted, 0.0).movedim(-1, self.axis)
 
 

@@ -208,21 +208,31 @@ def test_a_sweep_without_a_feasible_trial_is_told(storage):
         run_sweep(strict, live=False)
 
 
-def test_a_trial_whose_worker_dies_goes_on_in_another(storage, tmp_path):
+def mortal(storage, tmp_path, **sections):
+    """Return a sweep whose first worker dies in the second epoch of its first trial."""
     model = {"name": "tiny:mortal", "options": {"grave": str(tmp_path / "grave")}}
-    experiment = tiny.experiment(
-        storage,
-        name="mortal",
-        model=model,
-        weights=str(tmp_path / "w.safetensors"),
-        search={"trials": 1, "concurrent": 1},
-    )
+    weights = str(tmp_path / "w.safetensors")
+    experiment = tiny.experiment(storage, name=tmp_path.name, model=model, weights=weights, **sections)
     save_weights(build_model(experiment.model), experiment.weights)
-    ran = run_sweep(experiment, live=False)
+    return experiment
+
+
+def test_a_trial_whose_worker_dies_goes_on_in_another(storage, tmp_path):
+    ran = run_sweep(mortal(storage, tmp_path, search={"trials": 1}), live=False)
     assert (tmp_path / "grave").exists()
     (record,) = ran.records
     assert record.state is State.FINISHED
     assert numbers(record.history) == run_here(ran, record)
+
+
+def test_a_trial_whose_workers_die_too_often_fails_and_the_next_runs(storage, tmp_path):
+    search = {"trials": 2, "concurrent": 1}
+    ran = run_sweep(mortal(storage, tmp_path, search=search, resources={"retries": 0}), live=False)
+    assert [record.state for record in ran.records] == [State.FAILED, State.FINISHED]
+    assert [metrics.epoch for metrics in ran.records[0].history] == [0, 1]
+    assert "died" in ran.records[0].error
+    assert "\n" not in ran.records[0].error
+    assert load_sweep(ran.folder).records == ran.records
 
 
 # ── what is refused before a folder is made ──────────────────────────────────────────────────────────────────────────
@@ -292,9 +302,15 @@ def alive(session):
     return found
 
 
+def ended_in(folder):
+    return sum(record.state is not State.RUNNING for record in load_sweep(folder).records)
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 def test_a_sweep_that_is_interrupted_and_then_killed_goes_on_to_what_it_would_have_been(tmp_path):
-    experiment = tiny.experiment(tmp_path, recipe={"epochs": 40, "batch_size": 50}, search={"trials": 6, "seed": 2})
+    experiment = tiny.experiment(
+        tmp_path / "a b", recipe={"epochs": 40, "batch_size": 50}, search={"trials": 6, "seed": 2}
+    )
     (tmp_path / "tiny.yaml").write_text(experiment.to_yaml())
     folder, out = experiment.folder, tmp_path / "out.txt"
 
@@ -303,20 +319,20 @@ def test_a_sweep_that_is_interrupted_and_then_killed_goes_on_to_what_it_would_ha
 
     driver = start_driver(tmp_path, "run", tmp_path / "tiny.yaml")
     wait_for(told(1))
-    driver.send_signal(signal.SIGINT)
+    os.killpg(driver.pid, signal.SIGINT)  # as a terminal does
     assert driver.wait(60) == 130
-    hint = f"sweep {folder}: interrupted; go on with: prunesearch resume {folder}"
+    hint = f"sweep {folder}: interrupted; go on with: prunesearch resume '{folder}'"
     assert (tmp_path / "err.txt").read_text().splitlines()[-1] == hint
     wait_for(lambda: not alive(driver.pid))
 
-    ended = sum(record.state is not State.RUNNING for record in load_sweep(folder).records)
-    assert ended < 6
+    ended = ended_in(folder)
+    assert 1 <= ended < 6
     driver = start_driver(tmp_path, "resume", folder)
     wait_for(told(ended + 1))
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
     wait_for(lambda: not alive(driver.pid))
-    assert len([record for record in load_sweep(folder).records if record.state is State.RUNNING]) > 0
+    assert ended < ended_in(folder) < 6
 
     resumed = resume_sweep(folder, live=False)
     assert [(record.number, record.state) for record in resumed.records] == [(n, State.FINISHED) for n in range(6)]
