@@ -181,7 +181,7 @@ def _faults(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> st
     return "; ".join(f"{len(names)} {kind} ({_first_few(names)})" for kind, names in parts.items() if names)
 
 
-def _last_layer(expected: dict[str, Tensor]) -> str:
+def _last_layer(expected: Mapping[str, Tensor]) -> str:
     return f"{list(expected)[-1].rpartition('.')[0]}.weight"
 
 

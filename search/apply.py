@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ def apply_policy(policy: Policy, experiment: Experiment, folder: Path, say: Say 
     CRITERIA.build(policy.criterion.name, **policy.criterion.options)  # refuses what it does not know
     search = experiment.search.model_copy(update={"criterion": (policy.criterion,), "groups": tuple(policy.widths)})
     inputs = prepare(experiment.model_copy(update={"search": search}), say, policy.check)
-    outcome = run_trial(policy, inputs, _announce(policy, say))
+    with _threads(experiment.resources.threads):  # as many as the sweep's trials had: equal sums, an equal network
+        outcome = run_trial(policy, inputs, _announce(policy, say))
     save_pruned(folder, outcome.network, policy, outcome.kept, image_shape=inputs.data.image_shape)
     networks = {"baseline": inputs.network().to(inputs.device), "pruned": outcome.network}
     images = torch.zeros((experiment.latency.batch, *inputs.data.image_shape), device=inputs.device)
@@ -72,6 +74,16 @@ def apply_policy(policy: Policy, experiment: Experiment, folder: Path, say: Say 
         pruned=Tested(accuracy["pruned"], metrics.macs, metrics.params, latency["pruned"].median_ms),
         folder=folder,
     )
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _tested(network: torch.nn.Module, inputs: Inputs) -> float:

@@ -44,7 +44,7 @@ def _say(line: str) -> None:
 def baseline(experiment: ExperimentFile, settings: Settings = None) -> None:
     """Train the baseline where the experiment names no weights, and measure it on validation and test images.
 
-    Example: prunesearch baseline experiments/digits.yaml --set baseline.epochs=30
+    Example: prunesearch baseline experiments/digits.yaml
     """
     from pruning import count_cost, evaluate
     from search.config import load_experiment

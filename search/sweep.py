@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import shlex
+import socket
 import traceback
 import warnings
 from collections import Counter
@@ -38,7 +39,7 @@ from search.tracking import Tracker
 from search.trial import run_trial
 from search.units import percent, short_count
 
-BASELINE, TUNE, SNAPSHOTS, LOCK = "baseline.json", "tune", "snapshots", "sweep.lock"
+BASELINE, WIDTHS, TUNE, SNAPSHOTS, LOCK = "baseline.json", "widths.json", "tune", "snapshots", "sweep.lock"
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,14 @@ class Sweep:
     Attributes:
         experiment: what was asked.
         baseline: the network before any cut, by metric; accuracy on the validation images.
+        widths: of every channel group before any cut.
         records: every trial, in the order of proposal.
     """
 
     experiment: Experiment
     folder: Path
     baseline: dict[str, float]
+    widths: dict[str, int]
     records: list[TrialRecord]
 
     @property
@@ -73,7 +76,7 @@ def run_sweep(experiment: Experiment, *, say: Say = silent, address: str = "loca
     folder = experiment.folder
     if folder.exists():
         raise SweepError(f"sweep {folder}: exists; resume it, or give the sweep another name with --set name=…")
-    _check_machine(experiment, address)
+    _check_resources(experiment, address)
     inputs = prepare(experiment, say)
     space = space_of(inputs)
     with _ray(experiment, address):
@@ -94,7 +97,7 @@ def resume_sweep(folder: Path, *, say: Say = silent, address: str = "local", liv
         ended = sum(record.state is not State.RUNNING for record in sweep.records)
         if ended >= sweep.experiment.search.trials:
             raise SweepError(f"sweep {folder}: finished, all {ended} trials have ended")
-        _check_machine(sweep.experiment, address)
+        _check_resources(sweep.experiment, address)
         say(f"resuming {folder}: {ended} of {sweep.experiment.search.trials} trials have ended")
         inputs = prepare(sweep.experiment, say)
         with _ray(sweep.experiment, address):
@@ -107,11 +110,11 @@ def load_sweep(folder: Path) -> Sweep:
     Raises:
         SweepError: no sweep there.
     """
-    if not (folder / EXPERIMENT).is_file() or not (folder / BASELINE).is_file():
+    if not all((folder / name).is_file() for name in (EXPERIMENT, BASELINE, WIDTHS)):
         raise SweepError(f"sweep {folder}: expected a sweep's folder with {EXPERIMENT}, found none")
     experiment = load_experiment(folder).model_copy(update={"name": folder.resolve().name})  # it may have moved
-    baseline = json.loads((folder / BASELINE).read_text(encoding="utf-8"))
-    return Sweep(experiment, folder, baseline, load_records(folder, experiment))
+    baseline, widths = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (BASELINE, WIDTHS))
+    return Sweep(experiment, folder, baseline, widths, load_records(folder, experiment))
 
 
 def _portable(experiment: Experiment) -> Experiment:
@@ -127,7 +130,8 @@ def _portable(experiment: Experiment) -> Experiment:
 def _create(folder: Path, experiment: Experiment, inputs: Inputs) -> None:
     folder.mkdir(parents=True)
     create_study(folder, experiment)
-    (folder / BASELINE).write_text(json.dumps(inputs.baseline.to_dict(), indent=2) + "\n", encoding="utf-8")
+    for name, values in ((BASELINE, inputs.baseline.to_dict()), (WIDTHS, inputs.groups.widths)):
+        (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     (folder / EXPERIMENT).write_text(experiment.to_yaml(), encoding="utf-8")  # last: it makes the folder a sweep's
 
 
@@ -159,7 +163,7 @@ def _launch(inputs: Inputs, space: Space, folder: Path, say: Say, *, live: bool)
         tracker.start(baseline, inputs.groups.widths)
         with view:
             _fit(_tuner(inputs, folder, searcher, watcher))
-        sweep = Sweep(experiment, folder, baseline, searcher.records())
+        sweep = Sweep(experiment, folder, baseline, inputs.groups.widths, searcher.records())
         if any(record.counts for record in sweep.records):
             tracker.sweep_ended(summary(sweep), write_front(sweep))
     if len(sweep.records) < experiment.search.trials or any(r.state is State.RUNNING for r in sweep.records):
@@ -186,7 +190,7 @@ def write_front(sweep: Sweep) -> dict[str, Path]:
     files = {kind: sweep.folder / f"front.{kind}" for kind in ("csv", "png", "html")}
     write_front_csv(files["csv"], records, baseline, objectives)
     plot_front(records, baseline, objectives, title=sweep.experiment.name).savefig(files["png"])
-    page = front_page(records, baseline, objectives, title=sweep.experiment.name)
+    page = front_page(records, baseline, objectives, title=sweep.experiment.name, widths=sweep.widths)
     files["html"].write_text(page, encoding="utf-8")
     return files
 
@@ -219,14 +223,27 @@ def _ray(experiment: Experiment, address: str) -> Iterator[None]:
         ray.shutdown()
 
 
-def _check_machine(experiment: Experiment, address: str) -> None:
-    """Refuse trials that would wait for ever, before anything is done for them."""
-    if address != "local" or ray.is_initialized():
+def _check_resources(experiment: Experiment, address: str) -> None:
+    """Refuse what Ray would wait for, before anything is prepared for it: minutes for a cluster, for ever for a CPU."""
+    if ray.is_initialized():
+        return
+    if address != "local":
+        _check_address(address)
         return
     for name, there in (("cpus", os.cpu_count() or 1), ("gpus", torch.cuda.device_count())):
         asked = getattr(experiment.resources, name)
         if asked > there:
             raise ExperimentError(f"resources.{name}: expected at most {there} on this machine, got {asked:g}")
+
+
+def _check_address(address: str) -> None:
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise SweepError(f"--address {address}: expected a Ray cluster, got: {error}") from None
 
 
 def _cpus(experiment: Experiment) -> int:
