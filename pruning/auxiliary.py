@@ -1,0 +1,241 @@
+"""Auxiliary losses: classifiers on intermediate feature maps, where they sit and what they say."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from pruning.blocks import Call, block_names, record, watched
+from pruning.errors import DataError, OptionError, PruningError
+from pruning.losses import CrossEntropy, Loss
+from pruning.policy import Data
+
+Head = Literal["dcp", "ccp"]
+Position = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(min_length=1)]
+
+
+class AuxiliaryPlacement(Data):
+    """Where auxiliary losses sit, what their heads are and how much they weigh.
+
+    Attributes:
+        kind: `even` spreads the heads over the blocks by DCP's formula, `explicit` names their places.
+        positions: of `even` how many heads; of `explicit` the block numbers, counted from 1, or module names.
+        head: `dcp` has batch norm and ReLU in front of the pooling, `ccp` has not.
+        weight: factor of each auxiliary loss.
+    """
+
+    kind: Literal["even", "explicit"] = "even"
+    positions: Position | tuple[Position | Name, ...]
+    head: Head = "dcp"
+    weight: Annotated[float, Field(gt=0)] = 1.0
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> AuxiliaryPlacement:
+        if self.kind == "even" and not isinstance(self.positions, int):
+            raise ValueError(f"positions: expected how many heads for kind 'even', got {list(self.positions)}")
+        if self.kind == "explicit" and (isinstance(self.positions, int) or not self.positions):
+            got = self.positions if isinstance(self.positions, int) else "none"
+            raise ValueError(f"positions: expected a list of places for kind 'explicit', got {got}")
+        return self
+
+
+def even_positions(blocks: int, heads: int) -> tuple[int, ...]:
+    """Return the numbers of the blocks, counted from 1, that are followed by an auxiliary head; never the last block.
+
+    Paper: Zhuang et al., Discrimination-aware Channel Pruning for Deep Neural Networks, NeurIPS 2018, which says
+    "evenly"; the formula is that of the authors' second release.
+    Differs: where their formula gives the same block twice it is refused.
+
+    Raises:
+        OptionError: with the numbers of heads that fit.
+    """
+    positions = _formula(blocks, heads)
+    if not _fits(positions):
+        possible = [str(count) for count in range(1, blocks) if _fits(_formula(blocks, count))]
+        fits = f"one of {', '.join(possible)} heads" if possible else "at least 2 blocks"
+        raise OptionError(f"auxiliary positions: expected {fits} for {blocks} blocks, got {heads} heads")
+    return positions
+
+
+def _formula(blocks: int, heads: int) -> tuple[int, ...]:
+    distance = blocks // (heads + 1) + 1
+    return tuple(min(number * distance, blocks - 1) for number in range(1, heads + 1))
+
+
+def _fits(positions: Sequence[int]) -> bool:
+    return len(set(positions)) == len(positions) and min(positions, default=0) > 0
+
+
+class AuxiliaryLosses:
+    """Heads on the feature maps of a network, and their losses.
+
+    The heads belong to this object alone: the network, its `state_dict()` included, stays as it was. Made on one
+    network they attach to its copies and pruned forms too, as long as the feature maps keep their channels.
+
+        with auxiliary.attached(model):
+            logits = model(images)
+            losses = auxiliary.losses(labels)
+
+    Papers: Zhuang et al., Discrimination-aware Channel Pruning for Deep Neural Networks, NeurIPS 2018, eq. 4 and 5;
+    Peng et al., Collaborative Channel Pruning for Deep Networks, ICML 2019, supplement D.
+
+    Args:
+        model: runs once in eval mode; its state is as found afterwards.
+        placement: where, which head, what weight.
+        num_classes: outputs of each head.
+        example_input: `[images, channels, height, width]`.
+        seed: of the heads' initial weights; torch's global random state is as found afterwards.
+
+    Attributes:
+        names: the modules whose outputs are classified, in the order in which they run.
+        heads: for each of them its head, on the device of its feature map.
+
+    Raises:
+        OptionError: positions that this network does not have, or twice the same.
+        UnknownNameError: a module that it does not have.
+        PruningError: a network without blocks, or a module that does not put out one lasting feature map.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        placement: AuxiliaryPlacement,
+        num_classes: int,
+        example_input: Tensor,
+        *,
+        seed: int = 0,
+    ) -> None:
+        if num_classes < 1:
+            raise OptionError(f"num_classes: expected at least 1, got {num_classes}")
+        wanted = _resolve(placement, model, example_input)
+        calls = record(model, wanted, example_input)
+        _check_calls(wanted, calls)
+        self.placement, self.num_classes = placement, num_classes
+        self.names = tuple(call.name for call in calls)
+        with torch.random.fork_rng([]):
+            torch.default_generator.manual_seed(seed)
+            heads = [_HEADS[placement.head](call.output.shape[1], num_classes).to(call.output.device) for call in calls]
+        self.heads = nn.ModuleList(heads)
+        self._widths = [int(call.output.shape[1]) for call in calls]
+        self._outputs: dict[str, Tensor] | None = None
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of all heads."""
+        return list(self.heads.parameters())
+
+    @contextmanager
+    def attached(self, model: nn.Module) -> Iterator[None]:
+        """Take the feature maps of every forward pass of `model` until the end, however it comes.
+
+        Raises:
+            PruningError: the heads are attached already.
+            UnknownNameError: `model` lacks a module that has a head.
+        """
+        if self._outputs is not None:
+            raise PruningError("auxiliary heads: expected them to be free, got attached ones")
+        outputs: dict[str, Tensor] = {}
+        try:
+            with watched(model, self.names, outputs.__setitem__):
+                self._outputs = outputs
+                yield
+        finally:
+            self._outputs = None
+
+    def logits(self) -> list[Tensor]:
+        """Return what each head says of the last forward pass, `[images, classes]` each.
+
+        Raises:
+            PruningError: there was none while attached, or a feature map has other channels than at first.
+        """
+        if not self._outputs or len(self._outputs) < len(self.names):
+            raise PruningError("auxiliary heads: expected a forward pass of the whole network while attached, got none")
+        maps = [self._outputs[name] for name in self.names]
+        for name, features, width in zip(self.names, maps, self._widths, strict=True):
+            if features.shape[1] != width:
+                raise PruningError(
+                    f"auxiliary head of '{name}': expected {width} channels, got {features.shape[1]}; "
+                    f"make the heads after the cut"
+                )
+        return [head(features) for head, features in zip(self.heads, maps, strict=True)]
+
+    def losses(self, labels: Tensor, loss: Loss | None = None) -> list[Tensor]:
+        """Return the weighted loss of each head for the last forward pass, scalars.
+
+        Args:
+            labels: int64 `[images]`.
+            loss: of logits and labels, the mean over the images; cross-entropy unless given.
+
+        Raises:
+            DataError: a label that the heads have no class for.
+            PruningError: as for `logits`.
+        """
+        check_labels(labels, self.num_classes)
+        loss = loss or CrossEntropy()
+        return [self.placement.weight * loss(logits, labels) for logits in self.logits()]
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Refuse labels without a class.
+
+    Raises:
+        DataError: a label below 0 or not below `num_classes`.
+    """
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if len(wrong) > 0:
+        raise DataError(f"labels: expected classes 0 to {num_classes - 1}, got {int(wrong[0])}")
+
+
+def _dcp_head(channels: int, classes: int) -> nn.Sequential:
+    linear = nn.Linear(channels, classes)
+    nn.init.zeros_(linear.bias)
+    return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear)
+
+
+def _ccp_head(channels: int, classes: int) -> nn.Sequential:
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+
+
+_HEADS: dict[Head, Callable[[int, int], nn.Sequential]] = {"dcp": _dcp_head, "ccp": _ccp_head}
+
+
+def _resolve(placement: AuxiliaryPlacement, model: nn.Module, example_input: Tensor) -> tuple[str, ...]:
+    positions = placement.positions
+    if not isinstance(positions, int) and not any(isinstance(position, int) for position in positions):
+        names = tuple(map(str, positions))
+    else:
+        blocks = block_names(model, example_input)
+        wanted = even_positions(len(blocks), positions) if isinstance(positions, int) else positions
+        names = tuple(_name_of(position, blocks) for position in wanted)
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise OptionError(f"auxiliary positions: expected each place once, got '{twice[0]}' twice")
+    return names
+
+
+def _name_of(position: int | str, blocks: Sequence[str]) -> str:
+    if isinstance(position, str):
+        return position
+    if position > len(blocks):
+        raise OptionError(f"auxiliary positions: expected block numbers from 1 to {len(blocks)}, got {position}")
+    return blocks[position - 1]
+
+
+def _check_calls(names: Sequence[str], calls: Sequence[Call]) -> None:
+    times = Counter(call.name for call in calls)
+    for name in names:
+        if times[name] != 1:
+            raise PruningError(f"auxiliary head of '{name}': expected a module that runs once, got {times[name]} runs")
+    for call in calls:
+        place = f"auxiliary head of '{call.name}': expected a feature map [images, channels, height, width]"
+        if not call.is_feature_map:
+            got = list(call.output.shape) if isinstance(call.output, Tensor) else type(call.output).__name__
+            raise PruningError(f"{place}, got {got}")
+        if call.output._version != call.version:
+            raise PruningError(f"{place} that lasts, got one that the next layer changes in place; name that layer")
