@@ -49,11 +49,11 @@ class Call:
             self.lineage.pin(tensor, f"{why} at '{self.place}'")
 
     def follows(self, size: Ids, ids: Tensor) -> bool:
-        """Tell whether a number counts the very channels `ids`, so that it follows their cut."""
+        """Tell whether a number counts channels; they must turn out to be the channels `ids`, or none can be cut."""
         if not isinstance(size, Count):
             return False
-        counted, cut = ({self.lineage.find(i) for i in part.unique().tolist()} for part in (size.ids, ids))
-        return counted == cut
+        self.lineage.agree(size.ids, ids, f"their number shapes others at '{self.place}'")
+        return True
 
     def vector(self, ids: Tensor, dim: int) -> Tensor:
         """Return the ids along one dimension, united over all others."""

@@ -44,6 +44,7 @@ class Lineage:
     _coupled: set[int] = field(default_factory=set)
     _notes: dict[tuple[str, int], Note] = field(default_factory=dict)
     _whole: dict[str, str] = field(default_factory=dict)
+    _agreements: list[tuple[list[int], list[int], str]] = field(default_factory=list)
 
     def fresh(self, count: int) -> Tensor:
         """Return `count` new ids, int64 `[count]`."""
@@ -96,6 +97,10 @@ class Lineage:
         """Exclude every channel that sits on a tensor, noted already or later."""
         self._whole.setdefault(tensor, reason)
 
+    def agree(self, first: Tensor, second: Tensor, reason: str) -> None:
+        """Exclude two sets of ids from every cut, unless they turn out to be the same channels in the end."""
+        self._agreements.append((first.unique().tolist(), second.unique().tolist(), reason))
+
     def couple(self, ids: Tensor) -> None:
         """Mark ids as tied through a concatenation."""
         self._coupled.update(channel for channel in ids.reshape(-1).unique().tolist() if channel != FIXED)
@@ -128,6 +133,10 @@ class Lineage:
         for note in self.notes():
             if note.tensor in self._whole:
                 reasons |= {int(channel): self._whole[note.tensor] for channel in note.ids if channel not in reasons}
+        for first, second, reason in self._agreements:
+            one, other = set(map(self.find, first)), set(map(self.find, second))
+            if one != other:
+                reasons |= {channel: reason for channel in (one | other) if channel not in reasons}
         return reasons
 
     def coupled(self) -> set[int]:

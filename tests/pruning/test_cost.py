@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import pickle
 import weakref
@@ -209,11 +210,16 @@ def test_at_full_widths_it_is_the_counted_cost(modelled: tuple[nn.Module, Tensor
     assert model.full == model.cost({}) == count_cost(network, image)
 
 
-@settings(max_examples=5)
+@functools.cache
+def resnet20_model() -> CostModel:
+    network = build("resnet20")
+    return CostModel(network, find_groups(network, IMAGES), IMAGES)
+
+
+@settings(deadline=None, derandomize=True, max_examples=20)
 @given(data=st.data())
 def test_many_widths_at_once_cost_what_each_costs(data: st.DataObject) -> None:
-    network = build("resnet20")
-    model = CostModel(network, find_groups(network, IMAGES), IMAGES)
+    model = resnet20_model()
     rows = data.draw(st.lists(st.tuples(*(st.integers(1, int(width)) for width in model.widths)), max_size=5))
     macs, params = model.costs(np.array(rows, dtype=np.int64).reshape(len(rows), len(model.groups)))
     assert macs.dtype == params.dtype == np.int64

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import nn
@@ -17,6 +17,7 @@ from pruning.errors import PolicyError
 from pruning.groups import find_groups
 from pruning.policy import CriterionSpec, ModelSpec, Policy, Recipe, load_policy
 
+EXAMPLES = settings(deadline=None, derandomize=True)
 POLICY = Policy(
     model=ModelSpec(name="resnet20", options={"widths": [16, 32, 64]}),
     network="0123456789abcdef",
@@ -58,6 +59,7 @@ def changed(**fields: Any) -> str:
 # ── values ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@EXAMPLES
 @given(policy=policies)
 def test_a_policy_comes_back_from_json_as_it_was(policy: Policy) -> None:
     again = Policy.from_json(policy.to_json())
@@ -67,6 +69,7 @@ def test_a_policy_comes_back_from_json_as_it_was(policy: Policy) -> None:
     assert hash(again) == hash(policy)
 
 
+@EXAMPLES
 @given(first=policies, second=policies)
 def test_fingerprints_are_equal_where_policies_are(first: Policy, second: Policy) -> None:
     assert (first.fingerprint == second.fingerprint) == (first.to_json() == second.to_json())

@@ -7,16 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from pruning.errors import RankingError
 from pruning.ranking import NestedRanking, Ranking
 
+EXAMPLES = settings(deadline=None, derandomize=True)
 few_values = st.lists(st.sampled_from([-1.0, -0.0, 0.0, 0.5, 2.0]), min_size=1, max_size=12)
 
 
+@EXAMPLES
 @given(scores=few_values)
 def test_the_best_stay_and_ties_go_to_the_lower_index(scores: list[float]) -> None:
     ranking = NestedRanking.from_scores("any", {"a": torch.tensor(scores)})
@@ -25,6 +27,7 @@ def test_the_best_stay_and_ties_go_to_the_lower_index(scores: list[float]) -> No
         assert ranking.keep("a", width) == tuple(sorted(best_first[:width]))
 
 
+@EXAMPLES
 @given(scores=few_values)
 def test_a_narrower_cut_keeps_a_part_of_what_a_wider_one_keeps(scores: list[float]) -> None:
     ranking = NestedRanking.from_scores("any", {"a": torch.tensor(scores)})
@@ -69,6 +72,7 @@ def test_a_group_that_was_not_ranked_offers_the_nearest() -> None:
 # ── files ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@EXAMPLES
 @given(scores=st.dictionaries(st.text(max_size=9), few_values, max_size=3), keep_scores=st.booleans())
 def test_a_ranking_comes_back_from_its_file(
     tmp_path_factory: pytest.TempPathFactory, scores: dict[str, list[float]], keep_scores: bool
