@@ -27,7 +27,7 @@ from pruning.groups import ChannelGroup, ChannelGroups, find_groups
 from pruning.latency import Latency, compare_latency, measure_latency
 from pruning.models import build_model, input_shape, model_names, paper_groups
 from pruning.policy import CriterionSpec, ModelSpec, Policy, Recipe, explain, load_policy
-from pruning.ranking import NestedRanking, Ranking
+from pruning.ranking import NestedRanking, QuadraticRanking, Ranking, load_ranking
 from pruning.surgery import Kept, prune, remove
 
 __all__ = [
@@ -54,6 +54,7 @@ __all__ = [
     "PolicyError",
     "PrunedNetwork",
     "PruningError",
+    "QuadraticRanking",
     "Ranking",
     "RankingError",
     "Recipe",
@@ -71,6 +72,7 @@ __all__ = [
     "load_data",
     "load_policy",
     "load_pruned",
+    "load_ranking",
     "load_weights",
     "measure_latency",
     "model_names",

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from pruning.errors import RankingError, suggest
+from pruning.quadratic import Choice, choose
 
 FORMAT = "1"
 
@@ -64,22 +67,12 @@ class NestedRanking:
 
     def keep(self, group: str, width: int) -> tuple[int, ...]:
         """Return the `width` most important channels of `group`, ascending."""
-        if group not in self.orders:
-            raise RankingError(f"ranking '{self.criterion}': no group '{group}'{suggest(group, self.orders)}")
-        order = self.orders[group]
-        if not 1 <= width <= len(order):
-            raise RankingError(f"ranking '{self.criterion}', group '{group}': expected 1 to {len(order)}, got {width}")
-        return tuple(sorted(order[:width].tolist()))
+        _check_width(self.criterion, self.orders, group, width)
+        return tuple(sorted(self.orders[group][:width].tolist()))
 
     def save(self, path: Path) -> None:
         """Write orders and scores as safetensors."""
-        tensors = {
-            f"order/{group}": order.clone(memory_format=torch.contiguous_format) for group, order in self.orders.items()
-        }
-        tensors |= {
-            f"score/{group}": score.clone(memory_format=torch.contiguous_format) for group, score in self.scores.items()
-        }
-        save_file(tensors, path, metadata={"format": FORMAT, "ranking": json.dumps({"criterion": self.criterion})})
+        _write(path, {"order": self.orders, "score": self.scores}, {"criterion": self.criterion})
 
     @classmethod
     def load(cls, path: Path) -> NestedRanking:
@@ -88,24 +81,131 @@ class NestedRanking:
         Raises:
             RankingError: missing, damaged or another format.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
-        except (OSError, SafetensorError) as error:
-            raise RankingError(f"ranking {path}: {error}") from None
-        if metadata.get("format") != FORMAT:
-            raise RankingError(f"ranking {path}: expected format {FORMAT}, got {metadata.get('format')}")
-        part = {
-            kind: {name[6:]: tensor for name, tensor in tensors.items() if name.startswith(f"{kind}/")}
-            for kind in ("order", "score")
-        }
-        return cls(json.loads(metadata["ranking"])["criterion"], part["order"], part["score"])
+        ranking = load_ranking(path)
+        if not isinstance(ranking, cls):
+            raise RankingError(f"ranking {path}: expected nested orders, got a {type(ranking).__name__}")
+        return ranking
+
+
+class QuadraticRanking:
+    """A ranking of sets: removing channels z changes the loss by ½·zᵀSz − uᵀz, and each width has its own best set.
+
+    The sets of two widths need not be nested. A width's set is sought when it is first asked for.
+
+    Args:
+        criterion: name of the criterion that made it.
+        linear: u of each group, `[channels]`.
+        quadratic: S of each group, `[channels, channels]`, symmetric and positive semidefinite.
+
+    Attributes:
+        scores: how much the loss grows if a channel alone is removed, sᵢᵢ/2 − uᵢ, float64 `[channels]`, higher = keep.
+
+    Raises:
+        RankingError: a number that is not finite, or u and S that do not fit.
+    """
+
+    def __init__(self, criterion: str, linear: Mapping[str, Tensor], quadratic: Mapping[str, Tensor]) -> None:
+        self.criterion = criterion
+        if linear.keys() != quadratic.keys():
+            raise RankingError(f"{criterion}: expected u and S of the same groups, got {[*linear]} and {[*quadratic]}")
+        for group, u in linear.items():
+            if u.dim() != 1 or quadratic[group].shape != 2 * u.shape:
+                shapes = f"{list(u.shape)} and {list(quadratic[group].shape)}"
+                raise RankingError(f"{criterion}, group '{group}': expected u [channels] and S square, got {shapes}")
+        self.linear = {group: _finite(u, group, criterion) for group, u in linear.items()}
+        self.quadratic = {group: _finite(S, group, criterion) for group, S in quadratic.items()}
+        for group, S in self.quadratic.items():
+            if not torch.equal(S, S.T):
+                raise RankingError(f"{criterion}, group '{group}': expected S symmetric")
+        self.scores = {group: S.diagonal() / 2 - self.linear[group] for group, S in self.quadratic.items()}
+        self._choices: dict[tuple[str, int], Choice] = {}
+
+    def keep(self, group: str, width: int) -> tuple[int, ...]:
+        """Return the `width` channels of `group` to keep, ascending: the others together cost the least loss found."""
+        return tuple(np.flatnonzero(~self._removed(group, width).chosen).tolist())
+
+    def gap(self, group: str, width: int) -> float:
+        """Return how much less loss another set of `width` channels can cost at most, in the unit of the loss, ≥ 0.
+
+        0 is proof that no set is better, by this quadratic loss.
+        """
+        return self._removed(group, width).gap
+
+    def _removed(self, group: str, width: int) -> Choice:
+        _check_width(self.criterion, self.linear, group, width)
+        if (group, width) not in self._choices:
+            S, u = self.quadratic[group].numpy(), self.linear[group].numpy()
+            self._choices[group, width] = choose(S, u, len(u) - width)
+        return self._choices[group, width]
+
+    def save(self, path: Path) -> None:
+        """Write u and S as safetensors."""
+        about = {"criterion": self.criterion, "kind": "quadratic"}
+        _write(path, {"linear": self.linear, "quadratic": self.quadratic}, about)
+
+    @classmethod
+    def load(cls, path: Path) -> QuadraticRanking:
+        """Read what `save` wrote.
+
+        Raises:
+            RankingError: missing, damaged or another format.
+        """
+        ranking = load_ranking(path)
+        if not isinstance(ranking, cls):
+            raise RankingError(f"ranking {path}: expected u and S, got a {type(ranking).__name__}")
+        return ranking
+
+
+def load_ranking(path: Path) -> NestedRanking | QuadraticRanking:
+    """Read a ranking of either kind.
+
+    Raises:
+        RankingError: missing, damaged or another format.
+    """
+    about, parts = _read(path)
+    kind = about.get("kind", "nested")
+    if kind == "quadratic":
+        return QuadraticRanking(about["criterion"], parts["linear"], parts["quadratic"])
+    if kind == "nested":
+        return NestedRanking(about["criterion"], parts["order"], parts["score"])
+    raise RankingError(f"ranking {path}: expected a nested or a quadratic one, got '{kind}'")
+
+
+def _check_width(criterion: str, groups: Mapping[str, Tensor], group: str, width: int) -> None:
+    if group not in groups:
+        raise RankingError(f"ranking '{criterion}': no group '{group}'{suggest(group, groups)}")
+    if not 1 <= width <= len(groups[group]):
+        raise RankingError(f"ranking '{criterion}', group '{group}': expected 1 to {len(groups[group])}, got {width}")
+
+
+def _write(path: Path, parts: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, str]) -> None:
+    tensors = {
+        f"{part}/{group}": tensor.clone(memory_format=torch.contiguous_format)
+        for part, of_groups in parts.items()
+        for group, tensor in of_groups.items()
+    }
+    save_file(tensors, path, metadata={"format": FORMAT, "ranking": json.dumps(about)})
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, dict[str, Tensor]]]:
+    """Return what a ranking says about itself, and its tensors by part and group."""
+    parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            for name in file.keys():  # noqa: SIM118, not a dict
+                part, _, group = name.partition("/")
+                parts[part][group] = file.get_tensor(name)
+    except (OSError, SafetensorError) as error:
+        raise RankingError(f"ranking {path}: {error}") from None
+    if metadata.get("format") != FORMAT:
+        raise RankingError(f"ranking {path}: expected format {FORMAT}, got {metadata.get('format')}")
+    return json.loads(metadata["ranking"]), parts
 
 
 def _finite(score: Tensor, group: str, criterion: str) -> Tensor:
     score = score.detach().double().cpu()
-    bad = (~score.isfinite()).nonzero().flatten().tolist()
+    bad = (~score.isfinite()).nonzero()[:, 0].unique().tolist()
     if bad:
         raise RankingError(f"criterion '{criterion}', group '{group}': channels {bad} have no finite score")
     return score + 0.0  # −0.0 and 0.0 tie

@@ -21,7 +21,6 @@ from pruning import (
     DataError,
     Epoch,
     ImageData,
-    NestedRanking,
     Ranking,
     RankingError,
     build_model,
@@ -31,6 +30,7 @@ from pruning import (
     fine_tune,
     hash_weights,
     load_data,
+    load_ranking,
     load_weights,
     paper_groups,
     save_weights,
@@ -218,7 +218,7 @@ def rank_all(experiment: Experiment, trained: Subject, groups: ChannelGroups, sa
     rankings: dict[str, Ranking] = {}
     for spec in experiment.search.criterion:
         path = _ranking_path(experiment, spec, weights, trained.data, groups)
-        ranking: Ranking | None = _cached(path)
+        ranking = _cached(path)
         if ranking is None:
             say(f"ranking channels by {spec.name}")
             ranking = rank(spec, experiment, trained, groups)
@@ -251,17 +251,17 @@ def _ranking_path(
     return experiment.storage / "cache" / "rankings" / f"{spec.name}-{key}.safetensors"
 
 
-def _cached(path: Path) -> NestedRanking | None:
+def _cached(path: Path) -> Ranking | None:
     if not path.exists():
         return None
     try:
-        return NestedRanking.load(path)
+        return load_ranking(path)
     except RankingError:  # torn by a crash or another version's: made again
         return None
 
 
 def _store(ranking: Ranking, path: Path) -> None:
-    if not isinstance(ranking, NestedRanking):
+    if not hasattr(ranking, "save"):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.draft")

@@ -110,8 +110,9 @@ def load_sweep(folder: Path) -> Sweep:
     Raises:
         SweepError: no sweep there.
     """
-    if not all((folder / name).is_file() for name in (EXPERIMENT, BASELINE, WIDTHS)):
-        raise SweepError(f"sweep {folder}: expected a sweep's folder with {EXPERIMENT}, found none")
+    for name in (EXPERIMENT, BASELINE, WIDTHS):
+        if not (folder / name).is_file():
+            raise SweepError(f"sweep {folder}: expected a sweep's folder with {name}, found none")
     experiment = load_experiment(folder).model_copy(update={"name": folder.resolve().name})  # it may have moved
     baseline, widths = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (BASELINE, WIDTHS))
     return Sweep(experiment, folder, baseline, widths, load_records(folder, experiment))

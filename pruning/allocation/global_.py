@@ -16,7 +16,7 @@ from pruning.allocation.budget import Direction, project
 from pruning.cost import CostModel
 from pruning.errors import OptionError, RankingError, suggest
 from pruning.groups import ChannelGroups
-from pruning.ranking import NestedRanking, Ranking
+from pruning.ranking import Ranking
 
 NORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda scores: scores.abs().mean(),
@@ -70,9 +70,9 @@ class Global:
         return direction
 
     def _normalised(self, ranking: Ranking | None, group: str) -> Tensor:
-        if not isinstance(ranking, NestedRanking) or group not in ranking.scores:
+        scores: Tensor | None = getattr(ranking, "scores", {}).get(group)
+        if scores is None:
             got = "no ranking" if ranking is None else f"ranking '{ranking.criterion}' without"
             raise RankingError(f"allocation 'global', group '{group}': expected scores, got {got}")
-        scores = ranking.scores[group]
         norm = NORMS[self.normalise](scores)
         return torch.where(norm > 0, scores / norm, scores)  # a group of zeros stays zero

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from pruning.criteria import Batches, calibration, evaluating, register
-from pruning.errors import OptionError, RankingError
-from pruning.groups import ChannelGroup, ChannelGroups
+from pruning.errors import OptionError
+from pruning.groups import ChannelGroups
 from pruning.ranking import NestedRanking
+from pruning.statistics import reader_gates
 
 
 @register("taylor")
@@ -45,63 +43,12 @@ class Taylor:
 
     def rank(self, model: nn.Module, groups: ChannelGroups, batches: Batches | None = None) -> NestedRanking:
         """Order every group by its scores; see `Criterion.rank`."""
-        layers = sorted({part.layer for group in groups.values() for part in group.readers})
         scores = {name: torch.zeros(group.width, dtype=torch.float64) for name, group in groups.items()}
         seen = 0
-        with evaluating(model), torch.enable_grad(), _gates(model, layers) as gates:
+        with evaluating(model), torch.enable_grad(), reader_gates(model, groups, self.name) as gates:
             for images, labels in calibration(batches, self.name, model, self.images):
                 loss = F.cross_entropy(model(images), labels, reduction="sum")
-                gradients = self._gradients(loss, gates, len(images))
-                for name, group in groups.items():
-                    scores[name] += _closed(group, gradients, len(images)).square().sum(dim=0)
+                for name, slopes in gates.slopes(loss, len(images)).items():
+                    scores[name] += slopes.square().sum(dim=0)
                 seen += len(images)
         return NestedRanking.from_scores(self.name, {name: score / seen for name, score in scores.items()})
-
-    def _gradients(self, loss: Tensor, gates: dict[str, list[Tensor]], images: int) -> dict[str, Tensor]:
-        """Return ∂L/∂z for each layer's inputs, added over its calls, float64 `[images, inputs]`; empty the gates."""
-        flat = [(layer, gate) for layer, of_layer in gates.items() for gate in of_layer]
-        found = torch.autograd.grad(loss, [gate for _, gate in flat], materialize_grads=True) if flat else ()
-        gradients: dict[str, Tensor] = {}
-        for (layer, gate), gradient in zip(flat, found, strict=True):
-            if len(gate) != images:
-                raise RankingError(
-                    f"criterion '{self.name}', layer '{layer}': expected an input row for each of {images} images, "
-                    f"got {len(gate)}"
-                )
-            gradients[layer] = gradients.get(layer, 0) + gradient.reshape(images, -1).double()
-        for of_layer in gates.values():
-            of_layer.clear()
-        return gradients
-
-
-@contextmanager
-def _gates(model: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, list[Tensor]]]:
-    """Put a gate on every input channel of `layers`; a forward pass adds each layer's gates to the yielded lists."""
-    gates: dict[str, list[Tensor]] = {layer: [] for layer in layers}
-    hooks = [
-        model.get_submodule(layer).register_forward_pre_hook(partial(_gate, gates=of_layer))
-        for layer, of_layer in gates.items()
-    ]
-    try:
-        yield gates
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _gate(layer: nn.Module, inputs: tuple[Any, ...], gates: list[Tensor]) -> tuple[Any, ...]:
-    x: Tensor = inputs[0]
-    shape = [1] * x.dim()
-    axis = x.dim() - 1 if isinstance(layer, nn.Linear) else 1
-    shape[0], shape[axis] = x.shape[0], x.shape[axis]
-    gates.append(x.new_ones(shape).requires_grad_())
-    return (x * gates[-1], *inputs[1:])
-
-
-def _closed(group: ChannelGroup, gradients: dict[str, Tensor], images: int) -> Tensor:
-    """Return ∂L/∂z where one gate closes a channel for all its readers, float64 `[images, channels]`."""
-    closed = torch.zeros(images, group.width, dtype=torch.float64)
-    for part in group.readers:
-        if part.layer in gradients:  # an auxiliary head does not run in eval mode
-            closed += gradients[part.layer][:, torch.tensor(part.positions)].sum(dim=2).cpu()
-    return closed

@@ -20,6 +20,7 @@ from search import apply
 from search.apply import apply_policy
 from search.errors import SweepError
 from search.prepare import load_baseline, prepare
+from search.trial import run_trial
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +94,20 @@ def test_test_images_are_opened_once_for_each_network_at_the_end(storage, policy
     monkeypatch.setattr(apply, "prepare", watched)
     apply_policy(policy, tiny.experiment(storage), tmp_path / "pruned")
     assert opened == [True, True]
+
+
+def test_a_policy_is_applied_with_as_many_threads_as_the_trials_had(storage, policy, tmp_path, monkeypatch):
+    seen = []
+
+    def watched(*args):
+        seen.append(torch.get_num_threads())
+        return run_trial(*args)
+
+    monkeypatch.setattr(apply, "run_trial", watched)
+    before = torch.get_num_threads()
+    asked = tiny.experiment(storage, resources={"threads": before + 1})
+    apply_policy(policy, asked, tmp_path / "pruned")
+    assert (seen, torch.get_num_threads()) == ([before + 1], before)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ def make_sweep(folder, trials=3, error=None):
     inputs = prepare(experiment)
     create_study(experiment.folder, experiment)
     (experiment.folder / "baseline.json").write_text(json.dumps(inputs.baseline.to_dict()))
+    (experiment.folder / "widths.json").write_text(json.dumps(inputs.groups.widths))
     (experiment.folder / "experiment.yaml").write_text(experiment.to_yaml())
     searcher = StudySearcher(experiment.folder, experiment, space_of(inputs), inputs.baseline.to_dict())
     for name in map(str, range(trials)):
@@ -294,7 +295,7 @@ def test_the_command_lines_of_the_readme_are_taken():
 
 def test_names_lists_what_exists(call):
     code, text, _ = call("names", "criteria")
-    assert (code, text.splitlines()[:2]) == (0, ["bn_scale", "fpgm"])
+    assert (code, text.splitlines()[:2]) == (0, ["bn_scale", "ccp"])
     for kind, name in (("models", "resnet56"), ("models", "vgg16_bn"), ("allocations", "uniform"), ("data", "digits")):
         assert name in call("names", kind)[1].splitlines()
 

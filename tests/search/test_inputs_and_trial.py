@@ -170,11 +170,18 @@ def test_equal_arguments_give_equal_trials_whatever_the_random_state(inputs):
 
 @pytest.mark.parametrize(
     "change",
-    [{"seed": 1}, {"criterion": "random"}, {"widths": {"first": 5, "second": 10}}, {"learning_rate": 0.04}],
+    [
+        {"seed": 1},
+        {"criterion": "random"},
+        {"widths": {"first": 5, "second": 10}},
+        {"learning_rate": 0.04},
+        {"recalibration_images": 100},
+    ],
     ids=lambda change: next(iter(change)),
 )
 def test_another_policy_gives_another_trial(inputs, change):
-    assert not same(run(policy(inputs), inputs)[0], run(policy(inputs, **change), inputs)[0])
+    plain = {"recalibration_images": 0}
+    assert not same(run(policy(inputs, **plain), inputs)[0], run(policy(inputs, **plain | change), inputs)[0])
 
 
 @pytest.mark.parametrize("after", [0, 1, 2, 3])

@@ -195,6 +195,13 @@ def test_a_budget_is_spent_within_a_hundredth(resnet, allocation, share):
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_a_budget_is_spent_on_round_widths(resnet, allocation):
+    space = resnet.space(groups="all", allocation=allocation, widths={"round_to": 8})
+    for _, policy in draws(space, 5):
+        assert all(width % 8 == 0 for width in policy.widths.values())
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
 def test_a_budget_over_the_limit_spends_the_limit(resnet, allocation):
     space = resnet.space(groups="all", allocation=allocation, sections={"constraints": {"macs": "40%"}})
     policy = space.suggest(FixedTrial({"budget": 0.8}))

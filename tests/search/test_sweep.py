@@ -265,6 +265,14 @@ def test_trials_that_would_wait_for_ever_are_refused_at_once(tmp_path, monkeypat
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999"])
+def test_an_address_where_nobody_answers_is_refused_at_once(tmp_path, monkeypatch, address):
+    monkeypatch.setattr(sweeps.ray, "is_initialized", lambda: False)
+    with pytest.raises(SweepError, match=rf"^--address {address}: expected a Ray cluster, got: "):
+        run_sweep(tiny.experiment(tmp_path), address=address)
+    assert not any(tmp_path.iterdir())
+
+
 # ── the driver is stopped ────────────────────────────────────────────────────────────────────────────────────────────
 
 
