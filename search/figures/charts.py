@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -116,8 +117,11 @@ def curves_chart(records: Sequence[TrialRecord], members: Sequence[TrialRecord])
                 showlegend=index == 0,
                 hovertemplate=f"trial {record.number}, {record.state.value}<br>epoch %{{x}}: %{{y:.2f}} %<extra/>",
             )
+    epochs = max((metrics.epoch for record in records for metrics in record.history), default=1)
     figure.update_xaxes(
-        title="epochs of fine-tuning (0: cut, batch norm recalibrated)", rangemode="tozero", tickformat="d"
+        title="epochs of fine-tuning (0: cut, batch norm recalibrated)",
+        rangemode="tozero",
+        dtick=math.ceil(epochs / 10),
     )
     figure.update_yaxes(title="accuracy on validation images, %")
     figure.update_layout(height=420, legend={"orientation": "h", "y": -0.25}, hovermode="closest")
@@ -158,7 +162,7 @@ def widths_chart(members: Sequence[TrialRecord], full: Mapping[str, int]) -> go.
 def hypervolume_chart(
     records: Sequence[TrialRecord], baseline: Mapping[str, Any], objectives: Sequence[Objective]
 ) -> go.Figure:
-    """The hypervolume after each trial."""
+    """The hypervolume after each trial: the part of all trade-offs that the front dominates."""
     values = hypervolume_history(records, objectives, baseline)
     figure = go.Figure()
     figure.add_scatter(
@@ -169,7 +173,9 @@ def hypervolume_chart(
         hovertemplate="after %{x} trials: %{y:.4f}<extra></extra>",
         showlegend=False,
     )
-    figure.update_xaxes(title="trials, in the order of proposal", rangemode="tozero", tickformat="d")
-    figure.update_yaxes(title="part of all trade-offs that the front dominates")
+    figure.update_xaxes(
+        title="trials, in the order of proposal", rangemode="tozero", dtick=math.ceil(len(values) / 12) or 1
+    )
+    figure.update_yaxes(title="hypervolume, 0 to 1")
     figure.update_layout(height=340)
     return figure
