@@ -176,8 +176,11 @@ def explain(error: ValidationError, root: str, model: type[BaseModel] | None = N
     if first["type"] == "extra_forbidden":
         known = [] if model is None else _fields(model, first["loc"][:-1])
         message = f"unknown key{suggest(str(first['loc'][-1]), known) if known else ''}"
-    elif first["type"] not in ("value_error", "missing", "json_invalid"):
-        message = f"{message[0].lower()}{message[1:]}, got {first['input']!r}"
+    elif first["type"] == "missing":
+        message = "expected a value, got none"
+    elif first["type"] not in ("value_error", "json_invalid"):
+        rule = message.replace("Input should be ", "expected ", 1)
+        message = f"{rule[0].lower()}{rule[1:]}, got {first['input']!r}"
     more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
     return f"{place}: {message}{more}"
 

@@ -154,15 +154,15 @@ def test_a_recipe_refuses_what_makes_no_sense(field: str, value: Any) -> None:
     [
         (changed(width={"a": 3}, widths=None), r"^width: unknown key; did you mean 'widths'\? \(and 1 more\)$"),
         (changed(recipe={"epoch": 3}), r"^recipe\.epoch: unknown key; did you mean 'epochs'\?$"),
-        (changed(model=None), "^model: Field required$"),
+        (changed(model=None), "^model: expected a value, got none$"),
         (changed(format=2), "^policy: format: expected 1, got 2; written by another version$"),
         (changed(format=2, new_key=True), "^policy: format: expected 1, got 2; written by another version$"),
         (changed(widths={"layer1.0.conv1": 0}), r"^widths\.layer1\.0\.conv1: .*greater than or equal to 1, got 0$"),
-        (changed(widths={"a": 2.5}), r"^widths\.a: input should be a valid integer.*, got 2\.5$"),
-        (changed(recipe={"optimizer": "sdg"}), r"^recipe\.optimizer: input should be 'sgd' or 'adamw', got 'sdg'$"),
+        (changed(widths={"a": 2.5}), r"^widths\.a: expected a valid integer.*, got 2\.5$"),
+        (changed(recipe={"optimizer": "sdg"}), r"^recipe\.optimizer: expected 'sgd' or 'adamw', got 'sdg'$"),
         ("", "^policy: Invalid JSON: EOF"),
         (POLICY.to_json()[:-9], "^policy: Invalid JSON: EOF"),
-        ("[]", r"^policy: input should be an object, got \[\]$"),
+        ("[]", r"^policy: expected an object, got \[\]$"),
     ],
 )
 def test_a_mistake_is_one_line_with_its_place(tmp_path: Path, text: str, message: str) -> None:
