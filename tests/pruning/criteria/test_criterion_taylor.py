@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from small_networks import IMAGE, Residual, batches, chain, pictures, prepared
 from torch import nn
 from torch.nn import functional as F
 
@@ -9,51 +10,10 @@ from pruning.criteria import CRITERIA
 from pruning.errors import OptionError, RankingError
 from pruning.groups import ChannelGroup, ChannelGroups, Slice, find_groups, tensor_of
 
-IMAGE = torch.zeros(1, 3, 8, 8, dtype=torch.float64)
-
 
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
-
-
-class Residual(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.stem, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
-        self.conv1, self.norm1 = nn.Conv2d(4, 3, 3, padding=1), nn.BatchNorm2d(3)
-        self.conv2 = nn.Conv2d(3, 4, 3, padding=1)
-        self.fc = nn.Linear(4 * 16, 5)
-
-    def forward(self, x):
-        x = torch.relu(self.norm(self.stem(x)))
-        x = torch.relu(x + self.conv2(torch.relu(self.norm1(self.conv1(x)))))
-        return self.fc(F.avg_pool2d(x, 2).flatten(1))
-
-
-def chain():
-    return nn.Sequential(
-        *(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Conv2d(6, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)),
-    )
-
-
-def prepared(model):
-    """Give batch norms something to do, and calculate in float64 so that comparisons can be sharp."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor, low in ((module.weight, 0.5), (module.bias, -0.5), (module.running_var, 0.5)):
-                nn.init.uniform_(tensor, low, low + 1)
-            nn.init.normal_(module.running_mean)
-    return model.double()
-
-
-def pictures(count=12):
-    return torch.randn(count, 3, 8, 8, dtype=torch.float64), torch.randint(5, (count,))
-
-
-def batches(images, labels, size):
-    return list(zip(images.split(size), labels.split(size), strict=True))
 
 
 def ranked(model, data, groups=None, **options):
