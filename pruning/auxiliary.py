@@ -5,45 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pruning.blocks import Call, block_names, record, watched
 from pruning.errors import DataError, OptionError, PruningError
 from pruning.losses import CrossEntropy, Loss
-from pruning.policy import Data
-
-Head = Literal["dcp", "ccp"]
-Position = Annotated[int, Field(ge=1)]
-Name = Annotated[str, Field(min_length=1)]
-
-
-class AuxiliaryPlacement(Data):
-    """Where auxiliary losses sit, what their heads are and how much they weigh.
-
-    Attributes:
-        kind: `even` spreads the heads over the blocks by DCP's formula, `explicit` names their places.
-        positions: of `even` how many heads; of `explicit` the block numbers, counted from 1, or module names.
-        head: `dcp` has batch norm and ReLU in front of the pooling, `ccp` has not.
-        weight: factor of each auxiliary loss.
-    """
-
-    kind: Literal["even", "explicit"] = "even"
-    positions: Position | tuple[Position | Name, ...]
-    head: Head = "dcp"
-    weight: Annotated[float, Field(gt=0)] = 1.0
-
-    @model_validator(mode="after")
-    def _fits_its_kind(self) -> AuxiliaryPlacement:
-        if self.kind == "even" and not isinstance(self.positions, int):
-            raise ValueError(f"positions: expected how many heads for kind 'even', got {list(self.positions)}")
-        if self.kind == "explicit" and (isinstance(self.positions, int) or not self.positions):
-            got = self.positions if isinstance(self.positions, int) else "none"
-            raise ValueError(f"positions: expected a list of places for kind 'explicit', got {got}")
-        return self
+from pruning.policy import AuxiliaryPlacement, Head
 
 
 def even_positions(blocks: int, heads: int) -> tuple[int, ...]:

@@ -58,6 +58,36 @@ class CriterionSpec(Data):
     options: Options = {}
 
 
+Head = Literal["dcp", "ccp"]
+Position = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(min_length=1)]
+
+
+class AuxiliaryPlacement(Data):
+    """Where auxiliary losses sit, what their heads are and how much they weigh.
+
+    Attributes:
+        kind: `even` spreads the heads over the blocks by DCP's formula, `explicit` names their places.
+        positions: of `even` how many heads; of `explicit` the block numbers, counted from 1, or module names.
+        head: `dcp` has batch norm and ReLU in front of the pooling, `ccp` has not.
+        weight: factor of each auxiliary loss.
+    """
+
+    kind: Literal["even", "explicit"] = "even"
+    positions: Position | tuple[Position | Name, ...]
+    head: Head = "dcp"
+    weight: Annotated[float, Field(gt=0)] = 1.0
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> AuxiliaryPlacement:
+        if self.kind == "even" and not isinstance(self.positions, int):
+            raise ValueError(f"positions: expected how many heads for kind 'even', got {list(self.positions)}")
+        if self.kind == "explicit" and (isinstance(self.positions, int) or not self.positions):
+            got = self.positions if isinstance(self.positions, int) else "none"
+            raise ValueError(f"positions: expected a list of places for kind 'explicit', got {got}")
+        return self
+
+
 class Recipe(Data):
     """How a network is trained or fine-tuned. Rates are per step, lengths in epochs, batch sizes in images."""
 
@@ -78,6 +108,11 @@ class Recipe(Data):
     temperature: Annotated[float, Field(gt=0)] = 4.0
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     augment: bool = True
+    auxiliary: Literal["joint", "sequential", "none"] = "joint"
+    """What the auxiliary losses of the policy, if it has any, do in fine-tuning: `joint` adds them to the loss,
+    `sequential` gives them a step of their own before that of the final loss (Algorithm S1), `none` leaves them out."""
+    from_scratch: bool = False
+    """Draw new weights after the cut: the narrow network is trained from nothing (width multiplier)."""
     recalibration_images: Annotated[int, Field(ge=0)] = 2048
     """Training images for the batch-norm statistics after the cut; 0 keeps the baseline's statistics."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -89,6 +124,7 @@ class Policy(Data):
     """How one network is cut and recovered.
 
     Attributes:
+        auxiliary: where auxiliary losses sit, in selection and fine-tuning; none where it is None.
         network: signature of the channel groups that the widths speak of (`ChannelGroups.signature`).
         widths: channels kept of each group; a group that is not named keeps all.
     """
@@ -98,6 +134,7 @@ class Policy(Data):
     network: str
     widths: dict[str, Annotated[int, Field(ge=1)]]
     criterion: CriterionSpec = CriterionSpec(name="l1")
+    auxiliary: AuxiliaryPlacement | None = None
     recipe: Recipe = Recipe()
     seed: Annotated[int, Field(ge=0)] = 0
 

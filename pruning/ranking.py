@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -72,7 +72,7 @@ class NestedRanking:
 
     def save(self, path: Path) -> None:
         """Write orders and scores as safetensors."""
-        _write(path, {"order": self.orders, "score": self.scores}, {"criterion": self.criterion})
+        write_ranking(path, "nested", self.criterion, {"order": self.orders, "score": self.scores})
 
     @classmethod
     def load(cls, path: Path) -> NestedRanking:
@@ -140,8 +140,7 @@ class QuadraticRanking:
 
     def save(self, path: Path) -> None:
         """Write u and S as safetensors."""
-        about = {"criterion": self.criterion, "kind": "quadratic"}
-        _write(path, {"linear": self.linear, "quadratic": self.quadratic}, about)
+        write_ranking(path, "quadratic", self.criterion, {"linear": self.linear, "quadratic": self.quadratic})
 
     @classmethod
     def load(cls, path: Path) -> QuadraticRanking:
@@ -156,19 +155,36 @@ class QuadraticRanking:
         return ranking
 
 
-def load_ranking(path: Path) -> NestedRanking | QuadraticRanking:
-    """Read a ranking of either kind.
+def load_ranking(path: Path) -> Ranking:
+    """Read a ranking of any kind.
 
     Raises:
         RankingError: missing, damaged or another format.
     """
     about, parts = _read(path)
     kind = about.get("kind", "nested")
-    if kind == "quadratic":
-        return QuadraticRanking(about["criterion"], parts["linear"], parts["quadratic"])
-    if kind == "nested":
-        return NestedRanking(about["criterion"], parts["order"], parts["score"])
-    raise RankingError(f"ranking {path}: expected a nested or a quadratic one, got '{kind}'")
+    if kind not in _KINDS:
+        raise RankingError(f"ranking {path}: expected a {' or '.join(sorted(_KINDS))} one, got '{kind}'")
+    return _KINDS[kind](about["criterion"], parts, about.get("extra", {}))
+
+
+Load = Callable[[str, Mapping[str, dict[str, Tensor]], Mapping[str, Any]], Ranking]
+"""From a criterion's name, tensors by part and group, and what else was written, a ranking."""
+
+_KINDS: dict[str, Load] = {
+    "nested": lambda criterion, parts, _: NestedRanking(criterion, parts["order"], parts["score"]),
+    "quadratic": lambda criterion, parts, _: QuadraticRanking(criterion, parts["linear"], parts["quadratic"]),
+}
+
+
+def register_kind(kind: str) -> Callable[[Load], Load]:
+    """Return a decorator for what reads rankings of one more kind."""
+
+    def decorate(load: Load) -> Load:
+        _KINDS[kind] = load
+        return load
+
+    return decorate
 
 
 def _check_width(criterion: str, groups: Mapping[str, Tensor], group: str, width: int) -> None:
@@ -178,16 +194,28 @@ def _check_width(criterion: str, groups: Mapping[str, Tensor], group: str, width
         raise RankingError(f"ranking '{criterion}', group '{group}': expected 1 to {len(groups[group])}, got {width}")
 
 
-def _write(path: Path, parts: Mapping[str, Mapping[str, Tensor]], about: Mapping[str, str]) -> None:
+def write_ranking(
+    path: Path,
+    kind: str,
+    criterion: str,
+    parts: Mapping[str, Mapping[str, Tensor]],
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a ranking of a kind that `load_ranking` knows: tensors by part and name, and what JSON has besides."""
     tensors = {
-        f"{part}/{group}": tensor.clone(memory_format=torch.contiguous_format)
+        f"{part}/{group}": tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for part, of_groups in parts.items()
         for group, tensor in of_groups.items()
+    }
+    about = {
+        "criterion": criterion,
+        **({} if kind == "nested" else {"kind": kind}),
+        **({"extra": extra} if extra else {}),
     }
     save_file(tensors, path, metadata={"format": FORMAT, "ranking": json.dumps(about)})
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, dict[str, Tensor]]]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
     """Return what a ranking says about itself, and its tensors by part and group."""
     parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
     try:

@@ -13,7 +13,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from pruning.errors import SurgeryError
-from pruning.groups import ChannelGroups, find_groups
+from pruning.greedy import FittingRanking
+from pruning.groups import ChannelGroups, find_groups, tensor_of
 from pruning.layers import ChannelPad
 from pruning.masking import Places, check_equal, masked_outputs
 from pruning.policy import Policy
@@ -34,7 +35,8 @@ def prune(
 ) -> Kept:
     """Cut every group of `model` to the width that the policy says, keeping the channels that the ranking says.
 
-    The model is changed in place; its parameters are new tensors, so optimizers are made after the cut.
+    The model is changed in place; its parameters are new tensors, so optimizers are made after the cut. A ranking that
+    fitted weights to its choice (`FittingRanking`) gives them to the network.
 
     Args:
         model: the network; train or eval mode and `requires_grad` are as found afterwards.
@@ -63,8 +65,28 @@ def prune(
         groups.check_widths(policy)
         widths = policy
     kept = {name: ranking.keep(name, keep) for name, keep in widths.items() if keep < groups[name].width}
-    remove(model, groups, kept, example_input if check else None)
+    weights = ranking.weights(model, groups, widths) if isinstance(ranking, FittingRanking) else {}
+    with _replaced(model, weights):
+        remove(model, groups, kept, example_input if check else None)
     return kept
+
+
+@contextmanager
+def _replaced(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Give tensors of `model` other values; if what follows fails, their own again."""
+    before = {name: tensor_of(model, name).detach().clone() for name in weights}
+    try:
+        _copy(model, weights)
+        yield
+    except BaseException:
+        _copy(model, before)
+        raise
+
+
+def _copy(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in weights.items():
+            tensor_of(model, name).copy_(value)
 
 
 def remove(

@@ -10,6 +10,7 @@ from typing import ClassVar, Protocol, final
 import torch
 from torch import Tensor, nn
 
+from pruning.auxiliary import AuxiliaryLosses
 from pruning.errors import RankingError
 from pruning.groups import ChannelGroup, ChannelGroups
 from pruning.modes import in_mode
@@ -25,14 +26,23 @@ class Criterion(Protocol):
 
     name: ClassVar[str]
     needs_data: ClassVar[bool]
+    uses_auxiliary: ClassVar[bool]
 
-    def rank(self, model: nn.Module, groups: ChannelGroups, batches: Batches | None = None) -> Ranking:
+    def rank(
+        self,
+        model: nn.Module,
+        groups: ChannelGroups,
+        batches: Batches | None = None,
+        auxiliary: AuxiliaryLosses | None = None,
+    ) -> Ranking:
         """Rank the channels of `groups`.
 
         Args:
             model: the network that `groups` were found in.
             groups: the groups to rank, all of the network's or some.
             batches: needed where `needs_data`, else not looked at.
+            auxiliary: trained heads on the feature maps of `model`, whose losses join where `uses_auxiliary`; else
+                not looked at.
 
         Raises:
             RankingError: no data where it is needed, a group that cannot be scored, or a score that is not finite.
@@ -51,6 +61,7 @@ class ScoreCriterion(ABC):
 
     name: ClassVar[str]
     needs_data: ClassVar[bool] = False
+    uses_auxiliary: ClassVar[bool] = False
 
     @abstractmethod
     def score(self, group: ChannelGroup, model: nn.Module) -> Tensor:
@@ -62,6 +73,7 @@ class ScoreCriterion(ABC):
         model: nn.Module,
         groups: ChannelGroups,
         batches: Batches | None = None,  # noqa: ARG002, the weights say it all
+        auxiliary: AuxiliaryLosses | None = None,  # noqa: ARG002
     ) -> NestedRanking:
         """Order every group by its scores; see `Criterion.rank`."""
         with torch.no_grad():

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pruning.auxiliary import AuxiliaryLosses
 from pruning.criteria import Batches, calibration, evaluating, register
 from pruning.errors import OptionError
 from pruning.groups import ChannelGroups
@@ -34,13 +35,20 @@ class CCP:
 
     name: ClassVar[str] = "ccp"
     needs_data: ClassVar[bool] = True
+    uses_auxiliary: ClassVar[bool] = True
 
     def __init__(self, images: int | None = None) -> None:
         if images is not None and images < 1:
             raise OptionError(f"criterion 'ccp', images: expected at least 1, got {images}")
         self.images = images
 
-    def rank(self, model: nn.Module, groups: ChannelGroups, batches: Batches | None = None) -> QuadraticRanking:
+    def rank(
+        self,
+        model: nn.Module,
+        groups: ChannelGroups,
+        batches: Batches | None = None,
+        auxiliary: AuxiliaryLosses | None = None,  # noqa: ARG002
+    ) -> QuadraticRanking:
         """Add up u and S of every group; see `Criterion.rank`."""
         linear = {name: torch.zeros(width, dtype=torch.float64) for name, width in groups.widths.items()}
         quadratic = {name: torch.zeros(width, width, dtype=torch.float64) for name, width in groups.widths.items()}

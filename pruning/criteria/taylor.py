@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pruning.auxiliary import AuxiliaryLosses
 from pruning.criteria import Batches, calibration, evaluating, register
 from pruning.errors import OptionError
 from pruning.groups import ChannelGroups
@@ -35,13 +36,20 @@ class Taylor:
 
     name: ClassVar[str] = "taylor"
     needs_data: ClassVar[bool] = True
+    uses_auxiliary: ClassVar[bool] = False
 
     def __init__(self, images: int | None = None) -> None:
         if images is not None and images < 1:
             raise OptionError(f"criterion 'taylor', images: expected at least 1, got {images}")
         self.images = images
 
-    def rank(self, model: nn.Module, groups: ChannelGroups, batches: Batches | None = None) -> NestedRanking:
+    def rank(
+        self,
+        model: nn.Module,
+        groups: ChannelGroups,
+        batches: Batches | None = None,
+        auxiliary: AuxiliaryLosses | None = None,  # noqa: ARG002
+    ) -> NestedRanking:
         """Order every group by its scores; see `Criterion.rank`."""
         scores = {name: torch.zeros(group.width, dtype=torch.float64) for name, group in groups.items()}
         seen = 0

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from two_heads import held
 
-from pruning.auxiliary import AuxiliaryLosses, AuxiliaryPlacement, even_positions
+from pruning.auxiliary import AuxiliaryLosses, even_positions
 from pruning.blocks import block_names
 from pruning.data import Pixels, TensorSplit
 from pruning.errors import DataError, OptionError, PruningError, UnknownNameError
@@ -22,7 +22,7 @@ from pruning.finetune import TrainingError, fine_tune
 from pruning.groups import find_groups
 from pruning.losses import CrossEntropy
 from pruning.models import build_model
-from pruning.policy import ModelSpec, Recipe
+from pruning.policy import AuxiliaryPlacement, ModelSpec, Recipe
 from pruning.stagewise import fine_tune_s1, train_heads
 from pruning.surgery import remove
 
