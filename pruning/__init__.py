@@ -8,7 +8,9 @@ Example:
 
 from pruning.allocation import ALLOCATIONS, Allocation
 from pruning.allocation.budget import project
+from pruning.auxiliary import AuxiliaryLosses, even_positions
 from pruning.batchnorm import recalibrate
+from pruning.blocks import block_names
 from pruning.checkpoint import (
     PrunedNetwork,
     hash_weights,
@@ -23,16 +25,19 @@ from pruning.criteria import CRITERIA, Criterion
 from pruning.data import DATA, ImageData, ImageSplit, load_data
 from pruning.errors import DataError, PolicyError, PruningError, RankingError, UnknownNameError
 from pruning.finetune import Epoch, Evaluation, TrainingError, evaluate, fine_tune
+from pruning.greedy import GreedyRanking
 from pruning.groups import ChannelGroup, ChannelGroups, find_groups
 from pruning.latency import Latency, compare_latency, measure_latency
 from pruning.models import build_model, input_shape, model_names, paper_groups
-from pruning.policy import CriterionSpec, ModelSpec, Policy, Recipe, explain, load_policy
+from pruning.policy import AuxiliaryPlacement, CriterionSpec, ModelSpec, Policy, Recipe, explain, load_policy
 from pruning.ranking import NestedRanking, QuadraticRanking, Ranking, load_ranking
 from pruning.surgery import Kept, prune, remove
 
 __all__ = [
     "ALLOCATIONS",
     "Allocation",
+    "AuxiliaryLosses",
+    "AuxiliaryPlacement",
     "CRITERIA",
     "ChannelGroup",
     "ChannelGroups",
@@ -44,6 +49,7 @@ __all__ = [
     "DataError",
     "Epoch",
     "Evaluation",
+    "GreedyRanking",
     "ImageData",
     "ImageSplit",
     "Kept",
@@ -60,10 +66,12 @@ __all__ = [
     "Recipe",
     "TrainingError",
     "UnknownNameError",
+    "block_names",
     "build_model",
     "compare_latency",
     "count_cost",
     "evaluate",
+    "even_positions",
     "explain",
     "find_groups",
     "fine_tune",

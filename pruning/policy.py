@@ -87,6 +87,14 @@ class AuxiliaryPlacement(Data):
             raise ValueError(f"positions: expected a list of places for kind 'explicit', got {got}")
         return self
 
+    @property
+    def heads(self) -> int:
+        """How many heads there are."""
+        return self.positions if isinstance(self.positions, int) else len(self.positions)
+
+    def __str__(self) -> str:
+        return f"{self.positions} evenly" if isinstance(self.positions, int) else ", ".join(map(str, self.positions))
+
 
 class Recipe(Data):
     """How a network is trained or fine-tuned. Rates are per step, lengths in epochs, batch sizes in images."""

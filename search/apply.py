@@ -13,9 +13,10 @@ import torch
 from pruning import CRITERIA, Policy, PolicyError, compare_latency, evaluate, save_pruned
 from search.config import Experiment
 from search.errors import SweepError
-from search.inputs import Inputs
-from search.prepare import Say, prepare, silent
+from search.inputs import Inputs, Say, silent
+from search.prepare import prepare
 from search.results import Metrics
+from search.sections import AuxiliarySpace
 from search.trial import run_trial
 
 
@@ -59,7 +60,13 @@ def apply_policy(policy: Policy, experiment: Experiment, folder: Path, say: Say 
     if policy.model != experiment.model:
         raise PolicyError(f"policy.model: expected {experiment.model} as in the experiment, got {policy.model}")
     CRITERIA.build(policy.criterion.name, **policy.criterion.options)  # refuses what it does not know
-    search = experiment.search.model_copy(update={"criterion": (policy.criterion,), "groups": tuple(policy.widths)})
+    search = experiment.search.model_copy(
+        update={
+            "criterion": (policy.criterion,),
+            "groups": tuple(policy.widths),
+            "auxiliary": AuxiliarySpace.fixed(policy.auxiliary),
+        }
+    )
     inputs = prepare(experiment.model_copy(update={"search": search}), say, policy.check)
     with _threads(experiment.resources.threads):  # as many as the sweep's trials had: equal sums, an equal network
         outcome = run_trial(policy, inputs, _announce(policy, say))

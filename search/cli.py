@@ -86,6 +86,21 @@ def resume(sweep: SweepFolder, plain: Plain = False, address: Address = "local")
 
 
 @app.command()
+def compare(experiment: ExperimentFile, settings: Settings = None, address: Address = "local") -> None:
+    """Run the settings that a file compares, each with several seeds, and write a table of means and deviations.
+
+    Example: prunesearch compare experiments/dcp-losses.yaml --set compare.seeds=[0]
+    """
+    from search.compare import compare as run_cells
+    from search.comparison import load_cells
+
+    table = run_cells(load_cells(experiment, settings or ()), _say, address)
+    lines = [line.strip("| \n").split(" | ") for line in table.read_text(encoding="utf-8").splitlines()]
+    _table(lines[0], lines[2:])
+    _say(f"table written to {table}")
+
+
+@app.command()
 def front(sweep: SweepFolder) -> None:
     """Show the non-dominated trials of a sweep, finished or not, and draw them.
 

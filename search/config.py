@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
-from pruning import ALLOCATIONS, CRITERIA, CriterionSpec, ModelSpec, Recipe, UnknownNameError, explain
+from pruning import CRITERIA, CriterionSpec, ModelSpec, Recipe, UnknownNameError, explain
 from search.dialect import read_yaml, write_yaml
 from search.errors import ExperimentError
+from search.sections import (
+    AllocationSpec,
+    AuxiliarySpace,
+    BudgetSpace,
+    DataSpec,
+    Limit,
+    Section,
+    Span,
+    WidthSpace,
+    by_name,
+    listed,
+    searched,
+)
 
 EXPERIMENT = "experiment.yaml"
 """The experiment's copy in a sweep's folder."""
+
+COMPARE = "compare"
+"""The key under which a file lists the settings that it compares."""
 
 PATHS = ("weights", "storage", "data.options.root")
 TAKEN = ("baselines", "cache", "mlflow-artifacts", "mlflow.db")
@@ -25,106 +40,6 @@ Objective = Literal["accuracy", "macs", "params", "latency_ms"]
 Sampler = Literal["random", "nsga2", "tpe", "gp"]
 
 
-class Section(BaseModel):
-    """A frozen part of an experiment that refuses unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-def _share(value: Any) -> Any:
-    """Read `50%` as 0.5; everything else as it stands."""
-    if isinstance(value, str) and (match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value)):
-        return float(match[1]) / 100
-    return value
-
-
-Share = Annotated[float, BeforeValidator(_share), Field(gt=0, le=1)]
-"""A part of the baseline's value: 0.5 or 50%."""
-
-
-class Limit(Section):
-    """A bound on a measured value: of the baseline's (`50%`), or absolute (`6e7`, `12.5`).
-
-    `accuracy` is bounded from below, in the unit interval; everything else from above.
-    """
-
-    value: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    relative: bool = False
-
-    @classmethod
-    def parse(cls, text: Any) -> Any:
-        """Read `50%`, a number, or a limit as it stands."""
-        if isinstance(text, str) and text.strip().endswith("%"):
-            return {"value": _share(text), "relative": True}
-        if isinstance(text, (int, float, str)) and not isinstance(text, bool):
-            return {"value": text}
-        return text
-
-    def of(self, baseline: float) -> float:
-        """Return the bound, given the baseline's value."""
-        return self.value * baseline if self.relative else self.value
-
-    def __str__(self) -> str:
-        return f"{100 * self.value:g}%" if self.relative else f"{self.value:g}"
-
-
-class DataSpec(Section):
-    """Which images: a registered source (or `module:function`) and its options."""
-
-    name: str = "digits"
-    options: dict[str, Any] = {}
-
-
-class Span(Section):
-    """A searched number between two bounds."""
-
-    low: float
-    high: float
-    log: bool = False
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if not self.low < self.high or (self.log and self.low <= 0):
-            raise ValueError(f"expected low < high (and low > 0 for log), got {self.low} and {self.high}")
-        return self
-
-
-class WidthSpace(Section):
-    """How widths are searched: each group by itself, or one share for all groups of equal full width (a stage)."""
-
-    per: Literal["group", "stage"] = "group"
-    minimum: Share = 0.1
-    round_to: Annotated[int, Field(ge=1)] = 1
-
-
-class BudgetSpace(Section):
-    """The MACs that `uniform` and `global` allocations are given, as parts of the baseline's."""
-
-    minimum: Share = 0.2
-    maximum: Share = 0.9
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.minimum > self.maximum:
-            raise ValueError(f"expected minimum ≤ maximum, got {self.minimum} and {self.maximum}")
-        return self
-
-
-def _listed(value: Any) -> Any:
-    return value if isinstance(value, (list, tuple)) else [value]
-
-
-def _by_name(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
-
-
-def _searched(value: Any) -> Any:
-    """Make a span of `{low, high}` here: the faults that a union finds name no place."""
-    if isinstance(value, dict):
-        return Span.model_validate(value)
-    return value if isinstance(value, Span) else _listed(value)
-
-
 class SearchSpace(Section):
     """What is searched, and how. A value is fixed, a list is a choice, `{low, high}` is a span."""
 
@@ -132,37 +47,37 @@ class SearchSpace(Section):
     concurrent: Annotated[int, Field(ge=1)] = 2
     sampler: Sampler = "tpe"
     seed: Annotated[int, Field(ge=0)] = 0
-    groups: Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)] = ("inner",)
+    groups: Annotated[tuple[str, ...], BeforeValidator(listed), Field(min_length=1)] = ("inner",)
     """Names or shell patterns of groups; `inner`, `coupled`, `all`, and `paper` for what the papers prune."""
     widths: WidthSpace = WidthSpace()
     budget: BudgetSpace = BudgetSpace()
-    allocation: Annotated[tuple[str, ...], BeforeValidator(_listed), Field(min_length=1)] = ("searched",)
-    criterion: Annotated[tuple[CriterionSpec, ...], BeforeValidator(_listed), Field(min_length=1)] = (
+    allocation: Annotated[tuple[AllocationSpec, ...], BeforeValidator(listed), Field(min_length=1)] = (
+        AllocationSpec(name="searched"),
+    )
+    criterion: Annotated[tuple[CriterionSpec, ...], BeforeValidator(listed), Field(min_length=1)] = (
         CriterionSpec(name="l1"),
     )
+    auxiliary: AuxiliarySpace = AuxiliarySpace()
     ranking_images: Annotated[int, Field(ge=1)] = 1024
     """Training images that a criterion which needs data looks at."""
-    recipe: dict[str, Annotated[Span | list[Any], BeforeValidator(_searched)]] = {}
+    recipe: dict[str, Annotated[Span | list[Any], BeforeValidator(searched)]] = {}
     """Searched fields of the recipe."""
 
-    @field_validator("criterion", mode="before")
+    @field_validator("auxiliary", mode="before")
     @classmethod
-    def _criterion_by_name(cls, value: Any) -> Any:
-        return [_by_name(item) for item in _listed(value)]
+    def _by_count(cls, value: Any) -> Any:
+        return {"count": value} if isinstance(value, (int, list)) else value
+
+    @field_validator("criterion", "allocation", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return [by_name(item) for item in listed(value)]
 
     @field_validator("criterion")
     @classmethod
     def _known_criterion(cls, value: tuple[CriterionSpec, ...]) -> tuple[CriterionSpec, ...]:
         for criterion in value:
             CRITERIA.build(criterion.name, **criterion.options)
-        return value
-
-    @field_validator("allocation")
-    @classmethod
-    def _known_allocation(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for name in value:
-            if name != "searched" and name not in ALLOCATIONS.names():
-                raise UnknownNameError("allocation", name, ["searched", *ALLOCATIONS.names()])
         return value
 
     @field_validator("recipe")
@@ -206,6 +121,21 @@ class LatencySpec(Section):
     repeats: Annotated[int, Field(ge=1)] = 30
 
 
+class AuxiliarySpec(Section):
+    """How auxiliary losses are made ready before channels are ranked.
+
+    Attributes:
+        heads: how the heads are trained on the frozen baseline, once for each placement.
+        schedule: `none` ranks the baseline itself. `joint` first fine-tunes it with all losses (DCP's second release);
+            `stagewise` does so before each stage of the selection (DCP's paper), for criteria that select in stages.
+        fine_tuning: the recipe of that fine-tuning.
+    """
+
+    heads: Recipe = Recipe(epochs=2, learning_rate=0.05)
+    schedule: Literal["none", "joint", "stagewise"] = "none"
+    fine_tuning: Recipe = Recipe(epochs=1, auxiliary="sequential")
+
+
 BASELINE: dict[str, Any] = {"epochs": 20, "learning_rate": 0.05}
 """What the recipe of a baseline has unless it is told; fine-tuning needs less."""
 
@@ -221,6 +151,7 @@ class Experiment(Section):
     baseline: Recipe = Recipe(**BASELINE)
     """How a baseline is trained."""
     recipe: Recipe = Recipe()
+    auxiliary: AuxiliarySpec = AuxiliarySpec()
     objectives: Annotated[tuple[Objective, ...], Field(min_length=2, max_length=3)] = ("accuracy", "macs")
     constraints: dict[Objective, Annotated[Limit, BeforeValidator(Limit.parse)]] = {}
     search: SearchSpace = SearchSpace()
@@ -232,7 +163,7 @@ class Experiment(Section):
     @field_validator("model", "data", mode="before")
     @classmethod
     def _by_name(cls, value: Any) -> Any:
-        return _by_name(value)
+        return by_name(value)
 
     @field_validator("baseline", mode="before")
     @classmethod
@@ -294,6 +225,18 @@ def load_experiment(path: Path, settings: Sequence[str] = ()) -> Experiment:
     """
     if path.is_dir():  # wherever the folder is now, its sweep's baseline and rankings are beside it
         return load_experiment(path / EXPERIMENT, [f"storage={path.resolve().parent}", *settings])
+    tree = read_tree(path, settings)
+    if COMPARE in tree:
+        raise ExperimentError(f"experiment {path}: compares fixed settings; run it with: prunesearch compare {path}")
+    return parse_experiment(tree, path.parent)
+
+
+def read_tree(path: Path, settings: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the keys and values of an experiment file, with `a.b=c` settings on top.
+
+    Raises:
+        ExperimentError: unreadable, or no YAML.
+    """
     try:
         tree = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -304,8 +247,15 @@ def load_experiment(path: Path, settings: Sequence[str] = ()) -> Experiment:
     if not isinstance(tree, dict):
         raise ExperimentError(f"experiment {path}: expected keys and values, got {type(tree).__name__}")
     for setting in settings:
-        _set(tree, setting)
-    return parse_experiment(tree, path.parent)
+        place, equals, text = setting.partition("=")
+        if not equals or not place:
+            raise ExperimentError(f"--set: expected a.b=c, got '{setting}'")
+        try:
+            value = _from_here(place, read_yaml(text))
+        except yaml.YAMLError:
+            raise ExperimentError(f"--set {setting}: '{text}' is not YAML") from None
+        assign(tree, place, value, f"--set {setting}")
+    return tree
 
 
 def parse_experiment(tree: dict[str, Any], base: Path = Path()) -> Experiment:
@@ -328,10 +278,12 @@ def parse_experiment(tree: dict[str, Any], base: Path = Path()) -> Experiment:
     return experiment.model_copy(update={**paths, "data": data})
 
 
-def _set(tree: dict[str, Any], setting: str) -> None:
-    place, equals, text = setting.partition("=")
-    if not equals or not place:
-        raise ExperimentError(f"--set: expected a.b=c, got '{setting}'")
+def assign(tree: dict[str, Any], place: str, value: Any, why: str) -> None:
+    """Put a value at `a.b.c` of nested keys.
+
+    Raises:
+        ExperimentError: a value on the way that has no keys; `why` stands in front of the message.
+    """
     *parents, key = place.split(".")
     branch = tree
     for parent in parents:
@@ -339,16 +291,16 @@ def _set(tree: dict[str, Any], setting: str) -> None:
         if below is None or isinstance(below, str):  # `model: resnet20` is short for `model: {name: resnet20}`
             below = branch[parent] = {} if below is None else {"name": below}
         if not isinstance(below, dict):
-            raise ExperimentError(f"--set {setting}: '{parent}' has no keys below it")
+            raise ExperimentError(f"{why}: '{parent}' has no keys below it")
         branch = below
-    try:
-        branch[key] = _from_here(place, read_yaml(text))
-    except yaml.YAMLError:
-        raise ExperimentError(f"--set {setting}: '{text}' is not YAML") from None
+    branch[key] = value
 
 
 def _from_here(place: str, value: Any) -> Any:
     """Return a setting's value, with the paths in it from the working directory."""
     if isinstance(value, dict):
         return {key: _from_here(f"{place}.{key}", below) for key, below in value.items()}
-    return str(Path(value).expanduser().resolve()) if place in PATHS and isinstance(value, str) else value
+    if isinstance(value, list):
+        return [_from_here(place, item) for item in value]
+    names_path = place.removeprefix(f"{COMPARE}.grid.") in PATHS and isinstance(value, str)
+    return str(Path(value).expanduser().resolve()) if names_path else value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -11,17 +11,27 @@ import torch
 from torch import Tensor, nn
 
 from pruning import (
+    CRITERIA,
+    AuxiliaryPlacement,
     ChannelGroups,
     CostModel,
     CriterionSpec,
     ImageData,
     ModelSpec,
-    Policy,
     Ranking,
     build_model,
+    paper_groups,
     set_weights,
 )
 from search.config import Experiment
+from search.errors import ExperimentError
+
+Say = Callable[[str], None]
+"""Takes one line of progress."""
+
+
+def silent(_: str) -> None:
+    """Say nothing."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,8 @@ class Inputs:
     Attributes:
         weights: the baseline's state dict, on the CPU.
         example: one image, `[1, channels, height, width]`, of the data's size.
-        rankings: by `ranking_key`, each computed once.
+        blocks: the modules behind which auxiliary losses can sit, in their order; empty where none are asked for.
+        rankings: by `ranking_key`, each computed once; those that are missing are made when they are asked for.
         device: where trials run.
     """
 
@@ -59,6 +70,7 @@ class Inputs:
     cost: CostModel
     example: Tensor
     baseline: Baseline
+    blocks: tuple[str, ...] = ()
     rankings: Mapping[str, Ranking] = field(default_factory=dict)
     device: str = "cpu"
 
@@ -66,9 +78,10 @@ class Inputs:
         """Return a new copy of the baseline network, on the CPU, in eval mode."""
         return copy.deepcopy(self._template)
 
-    def ranking_of(self, policy: Policy) -> Ranking:
-        """Return the ranking that a policy asks for."""
-        return self.rankings[ranking_key(policy.criterion)]
+    @property
+    def searched(self) -> ChannelGroups:
+        """The groups whose widths are searched."""
+        return self.groups.only(searched_groups(self.experiment, self.groups))
 
     @cached_property
     def _template(self) -> nn.Module:
@@ -86,6 +99,34 @@ def network_with(spec: ModelSpec, weights: Mapping[str, Tensor]) -> nn.Module:
     return network.eval()
 
 
-def ranking_key(criterion: CriterionSpec) -> str:
-    """Return the key of a criterion with its options within one sweep."""
-    return criterion.model_dump_json()
+def ranking_key(criterion: CriterionSpec, placement: AuxiliaryPlacement | None = None) -> str:
+    """Return the key of a criterion with its options, and of the auxiliary losses it sees, within one sweep."""
+    seen = "" if placement is None else placement.model_dump_json()
+    return criterion.model_dump_json() + seen
+
+
+def seen_placement(
+    experiment: Experiment, criterion: CriterionSpec, placement: AuxiliaryPlacement | None
+) -> AuxiliaryPlacement | None:
+    """Return the auxiliary losses that a ranking depends on: None if neither criterion nor network know of them."""
+    sees = CRITERIA.get(criterion.name).uses_auxiliary or experiment.auxiliary.schedule == "joint"  # type: ignore[attr-defined]
+    return placement if sees else None
+
+
+def searched_groups(experiment: Experiment, groups: ChannelGroups) -> tuple[str, ...]:
+    """Return the groups whose widths are searched.
+
+    Raises:
+        ExperimentError: nothing to search.
+        UnknownNameError: a pattern that matches no group.
+    """
+    patterns: list[str] = []
+    for pattern in experiment.search.groups:
+        if pattern != "paper":
+            patterns.append(pattern)
+            continue
+        rules = paper_groups(experiment.model)
+        if not rules:
+            raise ExperimentError(f"search.groups: no paper's rule is known for '{experiment.model.name}'; use 'inner'")
+        patterns.extend(rules)
+    return groups.matching(tuple(patterns))

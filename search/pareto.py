@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from pruning import explain
-from search.config import Limit, Objective
+from search.config import Objective
 from search.errors import SweepError
 from search.results import State, TrialRecord
+from search.sections import Limit
 from search.units import WORDS, percent, written
 
 ROUNDING = 1e-9  # 70 % of 90 is 62.999…; a network of exactly 63 is within

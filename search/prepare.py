@@ -5,44 +5,38 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from pruning import (
-    CRITERIA,
+    AuxiliaryLosses,
+    AuxiliaryPlacement,
     ChannelGroups,
     CostModel,
-    CriterionSpec,
     DataError,
     Epoch,
     ImageData,
-    Ranking,
-    RankingError,
+    block_names,
     build_model,
     count_cost,
     evaluate,
+    even_positions,
     find_groups,
     fine_tune,
-    hash_weights,
     load_data,
-    load_ranking,
     load_weights,
-    paper_groups,
     save_weights,
 )
 from search.config import Experiment
 from search.errors import ExperimentError
-from search.inputs import Baseline, Inputs, ranking_key
+from search.inputs import Baseline, Inputs, Say, searched_groups, silent
+from search.rankings import rank_all
 from search.space import Space
 from search.trial import latency_ms
-
-Say = Callable[[str], None]
-"""Takes one line of progress."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +46,6 @@ class Subject:
     network: nn.Module
     data: ImageData
     example: Tensor
-
-
-def silent(_: str) -> None:
-    """Say nothing."""
 
 
 def anything(_: ChannelGroups) -> None:
@@ -90,13 +80,13 @@ def prepare(experiment: Experiment, say: Say = silent, check: Callable[[ChannelG
     groups = find_groups(untrained.network, untrained.example)
     check(groups)
     searched = searched_groups(experiment, groups)
+    blocks_for(experiment, untrained.network, untrained.example)
     say(f"{len(searched)} of {len(groups)} channel groups are searched")
     trained = with_baseline(untrained, experiment, say)
     cost = CostModel(trained.network, groups, trained.example)
-    rankings = rank_all(experiment, trained, groups.only(searched), say)
     baseline = measure_baseline(experiment, trained, cost)
     say(f"baseline: {describe_baseline(baseline)} on the validation images")
-    return Inputs(
+    inputs = Inputs(
         experiment=experiment,
         model=experiment.model,
         weights={name: tensor.cpu() for name, tensor in trained.network.state_dict().items()},
@@ -105,15 +95,38 @@ def prepare(experiment: Experiment, say: Say = silent, check: Callable[[ChannelG
         cost=cost,
         example=trained.example,
         baseline=baseline,
-        rankings=rankings,
+        blocks=blocks_for(experiment, trained.network, trained.example),
         device=device_for(experiment),
     )
+    return replace(inputs, rankings=rank_all(inputs, say))
 
 
 def space_of(inputs: Inputs) -> Space:
     """Return the searched space of an experiment."""
     searched = searched_groups(inputs.experiment, inputs.groups)
-    return Space(inputs.experiment, inputs.groups, inputs.cost, searched, inputs.rankings)
+    return Space(inputs.experiment, inputs.groups, inputs.cost, searched, inputs.rankings, inputs.blocks)
+
+
+def blocks_for(experiment: Experiment, network: nn.Module, example: Tensor) -> tuple[str, ...]:
+    """Return the modules behind which auxiliary losses can sit, where the experiment asks for any.
+
+    Raises:
+        PruningError: a network without blocks, a count or places that it does not have.
+    """
+    asked = experiment.search.auxiliary
+    if asked.positions:
+        placement = AuxiliaryPlacement(kind="explicit", positions=asked.positions, head=asked.head[0])
+        AuxiliaryLosses(network, placement, experiment.model.num_classes, example)  # refuses what is not there
+    if asked.count == (0,):
+        return ()
+    blocks = block_names(network, example)
+    for count in filter(None, asked.count):
+        if "even" in asked.placement:
+            even_positions(len(blocks), count)
+        if count >= len(blocks):
+            most = f"at most {len(blocks) - 1} losses for {len(blocks)} blocks"
+            raise ExperimentError(f"search.auxiliary.count: expected {most}, got {count}")
+    return blocks
 
 
 def load_baseline(experiment: Experiment, say: Say = silent) -> Subject:
@@ -191,79 +204,3 @@ def describe_baseline(baseline: Baseline) -> str:
     """Return accuracy and cost in words."""
     latency = "" if baseline.latency_ms is None else f", {baseline.latency_ms:.2f} ms"
     return f"{baseline.accuracy:.2%}, {baseline.macs / 1e6:.2f} M MACs, {baseline.params:,} parameters{latency}"
-
-
-def searched_groups(experiment: Experiment, groups: ChannelGroups) -> tuple[str, ...]:
-    """Return the groups whose widths are searched.
-
-    Raises:
-        ExperimentError: nothing to search.
-        UnknownNameError: a pattern that matches no group.
-    """
-    patterns: list[str] = []
-    for pattern in experiment.search.groups:
-        if pattern != "paper":
-            patterns.append(pattern)
-            continue
-        rules = paper_groups(experiment.model)
-        if not rules:
-            raise ExperimentError(f"search.groups: no paper's rule is known for '{experiment.model.name}'; use 'inner'")
-        patterns.extend(rules)
-    return groups.matching(tuple(patterns))
-
-
-def rank_all(experiment: Experiment, trained: Subject, groups: ChannelGroups, say: Say = silent) -> dict[str, Ranking]:
-    """Rank the channels by every criterion of the experiment; a ranking that an earlier sweep made is read back."""
-    weights = hash_weights(trained.network.state_dict())
-    rankings: dict[str, Ranking] = {}
-    for spec in experiment.search.criterion:
-        path = _ranking_path(experiment, spec, weights, trained.data, groups)
-        ranking = _cached(path)
-        if ranking is None:
-            say(f"ranking channels by {spec.name}")
-            ranking = rank(spec, experiment, trained, groups)
-            _store(ranking, path)
-        rankings[ranking_key(spec)] = ranking
-    return rankings
-
-
-def rank(spec: CriterionSpec, experiment: Experiment, trained: Subject, groups: ChannelGroups) -> Ranking:
-    """Rank the channels of `groups` by one criterion, on training images where it needs any."""
-    criterion, device = CRITERIA.build(spec.name, **spec.options), device_for(experiment)
-    network = trained.network.to(device)
-    try:
-        if not criterion.needs_data:
-            return criterion.rank(network, groups)
-        images = min(experiment.search.ranking_images, len(trained.data.train))
-        split = trained.data.train.subset(images, experiment.search.seed)
-        return criterion.rank(network, groups, list(split.batches(128, device=device)))
-    finally:
-        network.to("cpu")
-
-
-def _ranking_path(
-    experiment: Experiment, spec: CriterionSpec, weights: str, data: ImageData, groups: ChannelGroups
-) -> Path:
-    parts: list[object] = [ranking_key(spec), weights, groups.signature, sorted(groups)]
-    if CRITERIA.build(spec.name, **spec.options).needs_data:
-        parts += [data.fingerprint, experiment.search.ranking_images, experiment.search.seed]
-    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-    return experiment.storage / "cache" / "rankings" / f"{spec.name}-{key}.safetensors"
-
-
-def _cached(path: Path) -> Ranking | None:
-    if not path.exists():
-        return None
-    try:
-        return load_ranking(path)
-    except RankingError:  # torn by a crash or another version's: made again
-        return None
-
-
-def _store(ranking: Ranking, path: Path) -> None:
-    if not hasattr(ranking, "save"):
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.draft")
-    ranking.save(draft)
-    draft.replace(path)

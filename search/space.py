@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -11,26 +11,32 @@ import optuna
 
 from pruning import (
     ALLOCATIONS,
+    Allocation,
+    AuxiliaryPlacement,
     ChannelGroups,
     CostModel,
     CriterionSpec,
     Policy,
     PolicyError,
     Ranking,
+    RankingError,
     Recipe,
+    even_positions,
     project,
 )
-from search.config import Experiment, Span
+from search.config import Experiment
 from search.errors import ExperimentError
-from search.inputs import ranking_key
+from search.inputs import ranking_key, seen_placement
+from search.sections import AllocationSpec, Span
 
 
 class Space:
     """Asks a trial for its values and turns them into a policy; light enough to travel with the searcher.
 
     Dimensions, each only where there is something to choose: `allocation`; `width.<group>` (channels kept) or
-    `width.stage<full width>` (part kept) if the allocation is `searched`, else `budget` (part of the baseline's MACs);
-    `criterion`; `recipe.<field>`.
+    `width.stage<full width>` (part kept) if the allocation is `searched`, else `budget` (part of the baseline's MACs)
+    unless the allocation fixes the widths by itself; `criterion`; `recipe.<field>`; `auxiliary.count`, and if it is not
+    0 `auxiliary.placement`, `auxiliary.head`, `auxiliary.weight`, and of free places `auxiliary.position.<k>of<count>`.
 
     Widths over a limit on MACs are moved back along the line to the narrowest widths until they meet it.
 
@@ -40,9 +46,11 @@ class Space:
         cost: its cost by widths.
         searched: names of the groups whose widths are searched.
         rankings: by `ranking_key`, for allocations that look at scores.
+        blocks: the modules behind which auxiliary losses can sit.
 
     Raises:
-        ExperimentError: a limit on MACs, or a budget, that is less than the narrowest widths cost.
+        ExperimentError: a limit on MACs, or a budget, that is less than the narrowest widths cost; an allocation that
+            looks at a ranking which is not known before the trial.
         RankingError: an allocation that needs scores, and a criterion that has none.
     """
 
@@ -53,50 +61,98 @@ class Space:
         cost: CostModel,
         searched: tuple[str, ...],
         rankings: Mapping[str, Ranking],
+        blocks: Sequence[str] = (),
     ) -> None:
         self._experiment = experiment
         self._signature = groups.signature
         self._groups = groups.only(searched)
         self._cost = cost
         self._rankings = dict(rankings)
+        self._blocks = len(blocks)
         self._least = {name: self._narrowest(name) for name in self._groups}
         limit = experiment.constraints.get("macs")
         self._most_macs = None if limit is None else int(limit.of(cost.full.macs))
         for allocation in experiment.search.allocation:
-            if allocation == "searched":
+            if allocation.name == "searched":
                 self._check_widths()
             else:
-                self._check_budget(allocation)
+                self._check_allocation(allocation)
 
     @property
     def conditional(self) -> bool:
         """Whether some dimensions exist only for some values of others."""
-        return len(self._experiment.search.allocation) > 1
+        search = self._experiment.search
+        losses = search.auxiliary
+        more = "free" in losses.placement or len(losses.head) > 1 or losses.weight_is_searched
+        return len(search.allocation) > 1 or len(losses.placement) > 1 or (len(losses.count) > 1 and more)
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> Policy:
         """Ask for every dimension of one trial and return the policy."""
         search = self._experiment.search
         criterion = self._criterion(trial)
-        allocation = _choice(trial, "allocation", list(search.allocation))
+        auxiliary = self._auxiliary(trial)
+        allocations = {str(allocation): allocation for allocation in search.allocation}
+        allocation = allocations[_choice(trial, "allocation", list(allocations))]
         recipe = self._recipe(trial)
-        if allocation == "searched":
+        if allocation.name == "searched":
             widths = self._within_limit(self._widths(trial))
         else:
-            widths = self._allocated(trial, allocation, criterion)
+            widths = self._allocated(trial, allocation, self._ranking(criterion, auxiliary))
         return Policy(
             model=self._experiment.model,
             network=self._signature,
             widths=widths,
             criterion=criterion,
+            auxiliary=auxiliary,
             recipe=recipe,
             seed=search.seed,
         )
+
+    def only_policy(self) -> Policy:
+        """Return the policy of a space with nothing to choose.
+
+        Raises:
+            ExperimentError: a dimension that is searched.
+        """
+        try:
+            return self.suggest(_NothingToChoose({}))
+        except _ChoiceError as error:
+            raise ExperimentError(f"expected one policy, got a search over '{error}'; fix it in the file") from None
 
     def _criterion(self, trial: optuna.trial.BaseTrial) -> CriterionSpec:
         specs = self._experiment.search.criterion
         names = [spec.name for spec in specs]
         labels = {spec.name if names.count(spec.name) == 1 else ranking_key(spec): spec for spec in specs}
         return labels[_choice(trial, "criterion", list(labels))]
+
+    def _auxiliary(self, trial: optuna.trial.BaseTrial) -> AuxiliaryPlacement | None:
+        asked = self._experiment.search.auxiliary
+        positions = asked.positions
+        if not positions:
+            count = _choice(trial, "auxiliary.count", list(asked.count))
+            if count == 0:
+                return None
+            free = _choice(trial, "auxiliary.placement", list(asked.placement)) == "free"
+            positions = self._free(trial, count) if free else even_positions(self._blocks, count)
+        head = _choice(trial, "auxiliary.head", list(asked.head))
+        if isinstance(asked.weight, Span):
+            weight = _number(trial, "auxiliary.weight", asked.weight, whole=False)
+        else:
+            weight = _choice(trial, "auxiliary.weight", asked.weight)
+        return asked.placement_of(positions, head, weight)
+
+    def _free(self, trial: optuna.trial.BaseTrial, count: int) -> tuple[int, ...]:
+        """Ask for `count` different blocks, never the last one.
+
+        Every answer is a set: sorted numbers that may repeat, moved apart by one each.
+        """
+        names = [f"auxiliary.position.{number}of{count}" for number in range(1, count + 1)]
+        drawn = sorted(trial.suggest_int(name, 1, self._blocks - count) for name in names)
+        return tuple(number + before for before, number in enumerate(drawn))
+
+    def _ranking(self, criterion: CriterionSpec, auxiliary: AuxiliaryPlacement | None) -> Ranking | None:
+        seen = seen_placement(self._experiment, criterion, auxiliary)
+        return self._rankings.get(ranking_key(criterion, seen))
 
     def _recipe(self, trial: optuna.trial.BaseTrial) -> Recipe:
         values = self._experiment.recipe.model_dump()
@@ -151,21 +207,25 @@ class Space:
         step = self._experiment.search.widths.round_to
         return project(self._groups, self._cost, direction, self._most_macs, round_to=step)
 
-    def _allocated(self, trial: optuna.trial.BaseTrial, allocation: str, criterion: CriterionSpec) -> dict[str, int]:
+    def _allocated(
+        self, trial: optuna.trial.BaseTrial, allocation: AllocationSpec, ranking: Ranking | None
+    ) -> dict[str, int]:
+        rule = self._rule(allocation)
+        if not rule.budgeted:
+            return self._within_limit(rule.widths(self._groups, self._cost, None, ranking))
         span = self._experiment.search.budget
         share = trial.suggest_float("budget", span.minimum, span.maximum)
-        return self._spend(self._affordable(share), allocation, criterion)
+        return rule.widths(self._groups, self._cost, self._affordable(share), ranking)
 
     def _affordable(self, share: float) -> int:
         """Return a part of the baseline's MACs, at most what the limit allows."""
         macs = int(share * self._cost.full.macs)
         return macs if self._most_macs is None else min(macs, self._most_macs)
 
-    def _spend(self, macs: int, allocation: str, criterion: CriterionSpec) -> dict[str, int]:
-        known = ALLOCATIONS.options(allocation)
-        options = {"round_to": self._experiment.search.widths.round_to} if "round_to" in known else {}
-        rule = ALLOCATIONS.build(allocation, **options)
-        return rule.widths(self._groups, self._cost, macs, self._rankings.get(ranking_key(criterion)))
+    def _rule(self, allocation: AllocationSpec) -> Allocation:
+        step = {"round_to": self._experiment.search.widths.round_to}
+        options = (step if "round_to" in ALLOCATIONS.options(allocation.name) else {}) | allocation.options
+        return ALLOCATIONS.build(allocation.name, **options)
 
     # ── what no proposal could meet ──────────────────────────────────────────────────────────────────────────────────
 
@@ -175,15 +235,41 @@ class Space:
             needed = f"{least} MACs ({least / full:.1%}), which the narrowest widths cost"
             raise ExperimentError(f"constraints.macs: expected at least {needed}, got {self._most_macs}")
 
-    def _check_budget(self, allocation: str) -> None:
+    def _check_allocation(self, allocation: AllocationSpec) -> None:
+        rule = self._rule(allocation)
         macs = self._affordable(self._experiment.search.budget.minimum)
         for criterion in self._experiment.search.criterion:
-            try:
-                self._spend(macs, allocation, criterion)
-            except PolicyError as error:
-                place = "constraints.macs" if macs == self._most_macs else "search.budget.minimum"
-                reason = str(error).removeprefix("budget: ")
-                raise ExperimentError(f"{place}: allocation '{allocation}': {reason}") from None
+            for auxiliary in self._experiment.search.auxiliary.known(self._blocks):
+                try:
+                    rule.widths(self._groups, self._cost, macs, self._ranking(criterion, auxiliary))
+                except PolicyError as error:
+                    place = "constraints.macs" if macs == self._most_macs else "search.budget.minimum"
+                    reason = str(error).removeprefix("budget: ")
+                    raise ExperimentError(f"{place}: allocation '{allocation}': {reason}") from None
+            self._check_without_ranking(rule, macs, criterion)
+
+    def _check_without_ranking(self, rule: Allocation, macs: int, criterion: CriterionSpec) -> None:
+        """Refuse a rule that needs a ranking where rankings are made only when a trial asks for them."""
+        some = AuxiliaryPlacement(positions=1)
+        late = self._experiment.search.auxiliary.some_are_free and seen_placement(self._experiment, criterion, some)
+        if not late:
+            return
+        try:
+            rule.widths(self._groups, self._cost, macs, None)
+        except RankingError as error:
+            seen = f"criterion '{criterion.name}' sees losses whose places or weights are free"
+            raise ExperimentError(f"search.auxiliary: {seen}: no ranking before the trial; {error}") from None
+
+
+class _ChoiceError(Exception):
+    """A dimension that has more than one value."""
+
+
+class _NothingToChoose(optuna.trial.FixedTrial):
+    """A trial that has no answers."""
+
+    def _suggest(self, name: str, distribution: optuna.distributions.BaseDistribution) -> Any:  # noqa: ARG002
+        raise _ChoiceError(name)
 
 
 def _choice(trial: optuna.trial.BaseTrial, name: str, choices: list[Any]) -> Any:

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import logging
-import math
-import os
 import shlex
-import socket
 import traceback
 import warnings
 from collections import Counter
@@ -19,18 +15,18 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 from filelock import FileLock, Timeout
 from ray import tune
 
 from pruning import Policy, PruningError
 from search.config import EXPERIMENT, Experiment, load_experiment
-from search.errors import ExperimentError, SweepError, SweepInterruptedError
+from search.errors import SweepError, SweepInterruptedError
 from search.figures import front_markdown, front_page, front_table, plot_front, write_front_csv
-from search.inputs import Inputs
+from search.inputs import Inputs, Say, silent
+from search.launching import check_resources, ray_session
 from search.pareto import front
-from search.prepare import Say, prepare, silent, space_of
+from search.prepare import prepare, space_of
 from search.progress import LiveView
 from search.results import Metrics, State, TrialRecord
 from search.space import Space
@@ -76,10 +72,10 @@ def run_sweep(experiment: Experiment, *, say: Say = silent, address: str = "loca
     folder = experiment.folder
     if folder.exists():
         raise SweepError(f"sweep {folder}: exists; resume it, or give the sweep another name with --set name=…")
-    _check_resources(experiment, address)
+    check_resources(experiment, address)
     inputs = prepare(experiment, say)
     space = space_of(inputs)
-    with _ray(experiment, address):
+    with ray_session(experiment, address):
         _create(folder, experiment, inputs)
         with _alone(folder):
             return _launch(inputs, space, folder, say, live=live)
@@ -97,10 +93,10 @@ def resume_sweep(folder: Path, *, say: Say = silent, address: str = "local", liv
         ended = sum(record.state is not State.RUNNING for record in sweep.records)
         if ended >= sweep.experiment.search.trials:
             raise SweepError(f"sweep {folder}: finished, all {ended} trials have ended")
-        _check_resources(sweep.experiment, address)
+        check_resources(sweep.experiment, address)
         say(f"resuming {folder}: {ended} of {sweep.experiment.search.trials} trials have ended")
         inputs = prepare(sweep.experiment, say)
-        with _ray(sweep.experiment, address):
+        with ray_session(sweep.experiment, address):
             return _launch(inputs, space_of(inputs), sweep.folder, say, live=live)
 
 
@@ -194,62 +190,6 @@ def write_front(sweep: Sweep) -> dict[str, Path]:
     page = front_page(records, baseline, objectives, title=sweep.experiment.name, widths=sweep.widths)
     files["html"].write_text(page, encoding="utf-8")
     return files
-
-
-@contextmanager
-def _ray(experiment: Experiment, address: str) -> Iterator[None]:
-    """Start Ray on this machine, or join a cluster; leave it as it was.
-
-    Raises:
-        SweepError: no cluster at the address.
-    """
-    if ray.is_initialized():
-        yield
-        return
-    threads = str(experiment.resources.threads)
-    options: dict[str, Any] = {
-        "logging_level": logging.ERROR,
-        "log_to_driver": False,
-        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}},
-    }
-    if address == "local":
-        options |= {"num_cpus": _cpus(experiment), "include_dashboard": False}
-    try:
-        ray.init(address=address, **options)
-    except (ConnectionError, ValueError) as error:
-        raise SweepError(f"--address {address}: expected a Ray cluster, got: {error}") from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _check_resources(experiment: Experiment, address: str) -> None:
-    """Refuse what Ray would wait for, before anything is prepared for it: minutes for a cluster, for ever for a CPU."""
-    if ray.is_initialized():
-        return
-    if address != "local":
-        _check_address(address)
-        return
-    for name, there in (("cpus", os.cpu_count() or 1), ("gpus", torch.cuda.device_count())):
-        asked = getattr(experiment.resources, name)
-        if asked > there:
-            raise ExperimentError(f"resources.{name}: expected at most {there} on this machine, got {asked:g}")
-
-
-def _check_address(address: str) -> None:
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except (OSError, OverflowError) as error:
-        raise SweepError(f"--address {address}: expected a Ray cluster, got: {error}") from None
-
-
-def _cpus(experiment: Experiment) -> int:
-    """Return as many CPUs as the trials that run at once ask for, at most what the machine has."""
-    return min(os.cpu_count() or 1, math.ceil(experiment.search.concurrent * experiment.resources.cpus))
 
 
 def _tuner(inputs: Inputs, folder: Path, searcher: StudySearcher, watcher: tune.Callback) -> tune.Tuner:

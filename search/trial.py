@@ -16,6 +16,7 @@ from pruning import (
     Kept,
     Policy,
     count_cost,
+    draw_weights,
     evaluate,
     fine_tune,
     measure_latency,
@@ -24,6 +25,7 @@ from pruning import (
     set_weights,
 )
 from search.inputs import Inputs
+from search.rankings import ranking_for, with_heads
 from search.results import Metrics
 
 
@@ -60,10 +62,16 @@ def run_trial(policy: Policy, inputs: Inputs, report: Report, resume: Mapping[st
         PruningError: the policy does not fit, or training broke down.
     """
     clock = _Clock(resume)
-    network = inputs.network()
-    kept = prune(network, policy, inputs.ranking_of(policy), groups=inputs.groups, example_input=inputs.example)
-    network.to(inputs.device)
+    network, auxiliary = (inputs.network(), None) if policy.auxiliary is None else with_heads(inputs, policy.auxiliary)
+    ranking = ranking_for(inputs, policy.criterion, policy.auxiliary)
+    kept = prune(network, policy, ranking, groups=inputs.groups, example_input=inputs.example)
     train, recipe = inputs.data.train, policy.recipe
+    if auxiliary is not None:
+        auxiliary = auxiliary.for_network(network, inputs.example, seed=policy.seed)
+        auxiliary.heads.to(inputs.device)
+    if recipe.from_scratch:
+        draw_weights(network, policy.seed)
+    network.to(inputs.device)
     if resume is None:
         recalibrate(
             network,
@@ -90,6 +98,7 @@ def run_trial(policy: Policy, inputs: Inputs, report: Report, resume: Mapping[st
         train,
         recipe,
         teacher=teacher,
+        auxiliary=auxiliary,
         device=inputs.device,
         seed=policy.seed,
         resume=None if resume is None else resume["training"],

@@ -92,6 +92,8 @@ def _described(record: TrialRecord, baseline: Mapping[str, Any], full: Mapping[s
     lines.append(f"criterion {policy.criterion.name}")
     if "allocation" in record.params:
         lines.append(f"allocation {record.params['allocation']}")
+    if policy.auxiliary is not None:
+        lines.append(f"auxiliary losses at {policy.auxiliary}")
     kept = [f"{name} {percent(policy.widths.get(name, width) / width, 0)}" for name, width in full.items()]
     lines += ["kept:", *("  ".join(kept[start : start + 2]) for start in range(0, min(len(kept), SHOWN_GROUPS), 2))]
     lines += [f"and {len(kept) - SHOWN_GROUPS} more groups"] if len(kept) > SHOWN_GROUPS else []

@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from search.config import Limit, Objective
+from search.config import Objective
 from search.errors import SweepError
 from search.pareto import Limits, comparable, front, pick, value_of
 from search.results import State, TrialRecord
+from search.sections import Limit
 
 HALF = Limit(value=0.5, relative=True)
 

@@ -23,6 +23,7 @@ HEADERS = {
     "latency_ms": "latency",
     "criterion": "criterion",
     "allocation": "allocation",
+    "auxiliary": "auxiliary losses at",
 }
 
 
@@ -52,6 +53,7 @@ def _row(record: TrialRecord, baseline: Mapping[str, Any]) -> dict[str, Any]:
         "latency_ms": metrics.latency_ms,
         "criterion": record.policy.criterion.name,
         "allocation": record.params.get("allocation"),
+        "auxiliary": None if record.policy.auxiliary is None else str(record.policy.auxiliary),
         "epochs": metrics.epoch,
         "seconds": round(record.seconds or metrics.seconds, 3),
         "policy": record.policy.fingerprint,

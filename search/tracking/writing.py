@@ -8,10 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from search.config import Experiment, Limit
+from search.config import Experiment
 from search.errors import SweepError
 from search.pareto import Limits, front, hypervolume, pick, value_of
 from search.results import Metrics, State, TrialRecord
+from search.sections import Limit
 from search.tracking.ledger import Ledger, record_from_json
 from search.tracking.outbox import Line
 from search.tracking.runs import Runs
@@ -199,15 +200,24 @@ def _asked(experiment: Experiment) -> dict[str, Any]:
         "seed": search.seed,
         "groups": ", ".join(search.groups),
         "criterion": ", ".join(criterion.name for criterion in search.criterion),
-        "allocation": ", ".join(search.allocation),
+        "allocation": ", ".join(map(str, search.allocation)),
+        "auxiliary": str(search.auxiliary),
+        "auxiliary.schedule": experiment.auxiliary.schedule,
         **{f"recipe.{name}": value for name, value in experiment.recipe.model_dump(mode="json").items()},
     }
 
 
 def _decided(record: TrialRecord, experiment: Experiment) -> dict[str, Any]:
-    """Return what a trial decided: the searched values, with criterion and allocation where they are fixed."""
+    """Return what a trial decided: the searched values, and criterion, allocation and auxiliary losses in any case."""
     allocations = experiment.search.allocation
-    fixed = {"allocation": allocations[0]} if len(allocations) == 1 else {}
+    fixed: dict[str, Any] = {"allocation": allocations[0]} if len(allocations) == 1 else {}
+    if (auxiliary := record.policy.auxiliary) is not None:
+        fixed |= {
+            "auxiliary.count": auxiliary.heads,
+            "auxiliary.positions": str(auxiliary),
+            "auxiliary.head": auxiliary.head,
+            "auxiliary.weight": auxiliary.weight,
+        }
     return {"criterion": record.policy.criterion.name, **fixed, **record.params}
 
 

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pruning import CriterionSpec
-from search.config import Experiment, Limit, Span, load_experiment, parse_experiment
+from search.config import Experiment, load_experiment, parse_experiment
 from search.errors import ExperimentError
+from search.sections import Limit, Span
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"name": "x", "model": "resnet20"}

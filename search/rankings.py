@@ -1,0 +1,190 @@
+"""Rankings and auxiliary heads by key: from memory, from the cache folder, or made now while others wait for them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock
+from torch import nn
+
+from pruning import (
+    CRITERIA,
+    AuxiliaryLosses,
+    AuxiliaryPlacement,
+    CheckpointError,
+    CriterionSpec,
+    Ranking,
+    RankingError,
+    Selector,
+    fine_tune,
+    hash_weights,
+    load_ranking,
+    load_weights,
+    save_weights,
+    stagewise_schedule,
+    train_heads,
+)
+from search.inputs import Inputs, Say, ranking_key, seen_placement, silent
+
+T = TypeVar("T")
+
+
+def rank_all(inputs: Inputs, say: Say = silent) -> dict[str, Ranking]:
+    """Return the rankings that trials can ask for, by key, as far as they are known before the trials are.
+
+    What depends on freely placed or freely weighted auxiliary losses is made when a trial asks for it.
+    """
+    rankings: dict[str, Ranking] = {}
+    for criterion in inputs.experiment.search.criterion:
+        for placement in inputs.experiment.search.auxiliary.known(len(inputs.blocks)):
+            seen = seen_placement(inputs.experiment, criterion, placement)
+            if (key := ranking_key(criterion, seen)) not in rankings:
+                rankings[key] = ranking_for(inputs, criterion, seen, say)
+    return rankings
+
+
+def ranking_for(
+    inputs: Inputs, criterion: CriterionSpec, placement: AuxiliaryPlacement | None, say: Say = silent
+) -> Ranking:
+    """Return the ranking of the searched groups; whoever asks for one that is being computed waits for it.
+
+    Raises:
+        RankingError: a group that the criterion cannot rank.
+        PruningError: auxiliary losses that do not fit the network.
+    """
+    placement = seen_placement(inputs.experiment, criterion, placement)
+    known = inputs.rankings.get(ranking_key(criterion, placement))
+    if known is not None:
+        return known
+    path = _cache(inputs, "rankings") / f"{criterion.name}-{_ranking_hash(inputs, criterion, placement)}.safetensors"
+
+    def make() -> Ranking:
+        behind = "" if placement is None else f", auxiliary losses at {placement}"
+        say(f"ranking channels by {criterion.name}{behind}")
+        ranking = _rank(inputs, criterion, placement, say)
+        if hasattr(ranking, "save"):
+            _write(path, ranking.save)
+        return ranking
+
+    return _once(path, load_ranking, make)
+
+
+def with_heads(inputs: Inputs, placement: AuxiliaryPlacement, say: Say = silent) -> tuple[nn.Module, AuxiliaryLosses]:
+    """Return the baseline with trained heads, both on the CPU; after schedule `joint` the fine-tuned baseline.
+
+    Heads are trained once for each placement; whoever asks for some that are being trained waits for them.
+
+    Raises:
+        PruningError: auxiliary losses that do not fit the network.
+    """
+    spec, network = inputs.experiment.auxiliary, inputs.network()
+    auxiliary = AuxiliaryLosses(
+        network, placement, inputs.model.num_classes, inputs.example, seed=inputs.experiment.search.seed
+    )
+    trained: nn.Module = auxiliary.heads
+    if spec.schedule == "joint":
+        trained = nn.ModuleDict({"network": network, "heads": auxiliary.heads})
+    path = _cache(inputs, "auxiliary") / f"{_heads_hash(inputs, placement)}.safetensors"
+
+    def read(path: Path) -> nn.Module:
+        load_weights(trained, path)
+        return trained
+
+    def make() -> nn.Module:
+        say(f"training auxiliary heads at {placement} on the frozen network")
+        where: dict[str, Any] = {"device": inputs.device, "seed": inputs.experiment.search.seed}
+        for epoch in train_heads(network, auxiliary, inputs.data.train, spec.heads, **where):
+            say(f"  epoch {epoch.epoch}/{spec.heads.epochs}: loss {epoch.loss:.3f}")
+        if spec.schedule == "joint":
+            say("fine-tuning the network with its auxiliary losses")
+            for epoch in fine_tune(network, inputs.data.train, spec.fine_tuning, auxiliary=auxiliary, **where):
+                say(f"  epoch {epoch.epoch}/{spec.fine_tuning.epochs}: loss {epoch.loss:.3f}")
+        trained.cpu()
+        _write(path, lambda draft: save_weights(trained, draft))
+        return trained
+
+    _once(path, read, make)
+    return network.cpu().eval(), auxiliary
+
+
+def _rank(inputs: Inputs, spec: CriterionSpec, placement: AuxiliaryPlacement | None, say: Say) -> Ranking:
+    """Rank the searched groups by one criterion, on training images where it needs any."""
+    criterion, asked = CRITERIA.build(spec.name, **spec.options), inputs.experiment
+    network, auxiliary = (inputs.network(), None) if placement is None else with_heads(inputs, placement, say)
+    network.to(inputs.device)
+    if auxiliary is not None:
+        auxiliary.heads.to(inputs.device)
+    if not criterion.needs_data:
+        return criterion.rank(network, inputs.searched)
+    train = inputs.data.train
+    split = train.subset(min(asked.search.ranking_images, len(train)), asked.search.seed)
+    batches = list(split.batches(128, device=inputs.device))
+    if auxiliary is not None and asked.auxiliary.schedule == "stagewise" and isinstance(criterion, Selector):
+        recipe = asked.auxiliary.fine_tuning
+        return stagewise_schedule(
+            network,
+            inputs.searched,
+            auxiliary,
+            criterion,
+            batches,
+            train,
+            recipe,
+            device=inputs.device,
+            seed=asked.search.seed,
+            say=say,
+        )
+    return criterion.rank(network, inputs.searched, batches, auxiliary)
+
+
+# ── one file a key ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _once(path: Path, read: Callable[[Path], T], make: Callable[[], T]) -> T:
+    """Return what lies at `path`, or make it; only one process makes it, the others wait and read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if path.exists():
+            try:
+                return read(path)
+            except (RankingError, CheckpointError):  # torn by a crash or another version's: made again
+                pass
+        return make()
+
+
+def _write(path: Path, save: Callable[[Path], None]) -> None:
+    draft = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.draft")
+    save(draft)
+    draft.replace(path)
+
+
+def _cache(inputs: Inputs, kind: str) -> Path:
+    return inputs.experiment.storage / "cache" / kind
+
+
+def _ranking_hash(inputs: Inputs, spec: CriterionSpec, placement: AuxiliaryPlacement | None) -> str:
+    experiment, searched = inputs.experiment, inputs.searched
+    parts: list[Any] = [ranking_key(spec), hash_weights(inputs.weights), inputs.groups.signature, sorted(searched)]
+    if CRITERIA.build(spec.name, **spec.options).needs_data:
+        parts += [inputs.data.fingerprint, experiment.search.ranking_images, experiment.search.seed]
+    if placement is not None:
+        parts += [placement.weight, _heads_hash(inputs, placement), experiment.auxiliary.model_dump(mode="json")]
+    return _hash(parts)
+
+
+def _heads_hash(inputs: Inputs, placement: AuxiliaryPlacement) -> str:
+    """Return the key of trained heads; without fine-tuning their weight in the loss plays no part."""
+    spec, experiment = inputs.experiment.auxiliary, inputs.experiment
+    parts = [hash_weights(inputs.weights), inputs.model.model_dump(), inputs.data.fingerprint, experiment.search.seed]
+    parts += [placement.model_dump(mode="json", exclude={"weight"}), spec.heads.model_dump(mode="json")]
+    if spec.schedule == "joint":
+        parts += [placement.weight, spec.fine_tuning.model_dump(mode="json")]
+    return _hash(parts)
+
+
+def _hash(parts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -1,0 +1,221 @@
+"""The small parts of an experiment: spans, shares, limits, and what is searched about widths, budgets and losses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from pruning import ALLOCATIONS, AuxiliaryPlacement, UnknownNameError, even_positions
+
+
+class Section(BaseModel):
+    """A frozen part of an experiment that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _share(value: Any) -> Any:
+    """Read `50%` as 0.5; everything else as it stands."""
+    if isinstance(value, str) and (match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value)):
+        return float(match[1]) / 100
+    return value
+
+
+Share = Annotated[float, BeforeValidator(_share), Field(gt=0, le=1)]
+"""A part of the baseline's value: 0.5 or 50%."""
+
+
+class Limit(Section):
+    """A bound on a measured value: of the baseline's (`50%`), or absolute (`6e7`, `12.5`).
+
+    `accuracy` is bounded from below, in the unit interval; everything else from above.
+    """
+
+    value: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    relative: bool = False
+
+    @classmethod
+    def parse(cls, text: Any) -> Any:
+        """Read `50%`, a number, or a limit as it stands."""
+        if isinstance(text, str) and text.strip().endswith("%"):
+            return {"value": _share(text), "relative": True}
+        if isinstance(text, (int, float, str)) and not isinstance(text, bool):
+            return {"value": text}
+        return text
+
+    def of(self, baseline: float) -> float:
+        """Return the bound, given the baseline's value."""
+        return self.value * baseline if self.relative else self.value
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:g}%" if self.relative else f"{self.value:g}"
+
+
+class DataSpec(Section):
+    """Which images: a registered source (or `module:function`) and its options."""
+
+    name: str = "digits"
+    options: dict[str, Any] = {}
+
+
+class Span(Section):
+    """A searched number between two bounds."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError(f"expected low < high (and low > 0 for log), got {self.low} and {self.high}")
+        return self
+
+
+class WidthSpace(Section):
+    """How widths are searched: each group by itself, or one share for all groups of equal full width (a stage)."""
+
+    per: Literal["group", "stage"] = "group"
+    minimum: Share = 0.1
+    round_to: Annotated[int, Field(ge=1)] = 1
+
+
+class BudgetSpace(Section):
+    """The MACs that `uniform` and `global` allocations are given, as parts of the baseline's."""
+
+    minimum: Share = 0.2
+    maximum: Share = 0.9
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.minimum > self.maximum:
+            raise ValueError(f"expected minimum ≤ maximum, got {self.minimum} and {self.maximum}")
+        return self
+
+
+def listed(value: Any) -> Any:
+    """Return a value as the only one of a list; a list as it stands."""
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+def by_name(value: Any) -> Any:
+    """Read a name as something of that name without options."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+def searched(value: Any) -> Any:
+    """Make a span of `{low, high}` here: the faults that a union finds name no place."""
+    if isinstance(value, dict):
+        return Span.model_validate(value)
+    return value if isinstance(value, Span) else listed(value)
+
+
+class AllocationSpec(Section):
+    """Which rule says how many channels each group keeps: `searched`, or a registered one with its options."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.name == "searched":
+            if self.options:
+                raise ValueError(f"options: expected none for 'searched', got {', '.join(self.options)}")
+        elif self.name not in ALLOCATIONS.names():
+            raise UnknownNameError("allocation", self.name, ["searched", *ALLOCATIONS.names()])
+        else:
+            ALLOCATIONS.build(self.name, **self.options)
+        return self
+
+    def __str__(self) -> str:
+        options = ", ".join(f"{name}={value}" for name, value in self.options.items())
+        return f"{self.name}({options})" if options else self.name
+
+
+class AuxiliarySpace(Section):
+    """What is searched about auxiliary losses: how many, where, which head, what weight. A list is a choice.
+
+    Attributes:
+        count: how many losses; 0 is none.
+        placement: `even` spreads them by DCP's formula; `free` searches the blocks behind which they sit.
+        positions: fixed places instead of count and placement: block numbers, counted from 1, or module names.
+        head: `dcp` has batch norm and ReLU in front of the pooling, `ccp` has not.
+        weight: factor of each auxiliary loss.
+    """
+
+    count: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(listed), Field(min_length=1)] = (0,)
+    placement: Annotated[tuple[Literal["even", "free"], ...], BeforeValidator(listed), Field(min_length=1)] = ("even",)
+    positions: Annotated[tuple[int | str, ...], BeforeValidator(listed)] = ()
+    head: Annotated[tuple[Literal["dcp", "ccp"], ...], BeforeValidator(listed), Field(min_length=1)] = ("dcp",)
+    weight: Annotated[Span | list[float], BeforeValidator(searched)] = [1.0]
+
+    @field_validator("weight")
+    @classmethod
+    def _positive(cls, value: Span | list[float]) -> Span | list[float]:
+        for weight in value if isinstance(value, list) else [value.low]:
+            if not weight > 0:
+                raise ValueError(f"expected weights above 0, got {weight}; count 0 leaves the losses out")
+        if value == []:
+            raise ValueError("expected at least one weight, got none")
+        return value
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.positions and self.count != (0,):
+            raise ValueError(f"expected positions or count, got both: {list(self.positions)} and {list(self.count)}")
+        return self
+
+    @classmethod
+    def fixed(cls, placement: AuxiliaryPlacement | None) -> AuxiliarySpace:
+        """Return the space with this one placement in it."""
+        if placement is None:
+            return cls()
+        places: dict[str, Any] = {"count": (placement.positions,)}
+        if not isinstance(placement.positions, int):
+            places = {"positions": placement.positions}
+        return cls(**places, head=(placement.head,), weight=[placement.weight])
+
+    @property
+    def weight_is_searched(self) -> bool:
+        """Whether there is more than one weight."""
+        return isinstance(self.weight, Span) or len(self.weight) > 1
+
+    @property
+    def some_are_free(self) -> bool:
+        """Whether there are losses whose places or weights are known only when a trial asks for them."""
+        free = "free" in self.placement and not self.positions
+        return (free or isinstance(self.weight, Span)) and (bool(self.positions) or any(self.count))
+
+    def known(self, blocks: int) -> list[AuxiliaryPlacement | None]:
+        """Return the placements that are known before the trials; None stands for no losses.
+
+        Args:
+            blocks: how many blocks the network has.
+        """
+        weights = [] if isinstance(self.weight, Span) else self.weight
+        evenly = [even_positions(blocks, count) for count in self.count if count and "even" in self.placement]
+        found: list[AuxiliaryPlacement | None] = [None] if not self.positions and 0 in self.count else []
+        for positions in [self.positions] if self.positions else evenly:
+            found += [self.placement_of(positions, head, weight) for head in self.head for weight in weights]
+        return found
+
+    def placement_of(self, positions: Sequence[int | str], head: str, weight: float) -> AuxiliaryPlacement:
+        """Return losses at these places."""
+        places = {"kind": "explicit", "positions": tuple(positions), "head": head, "weight": weight}
+        return AuxiliaryPlacement.model_validate(places)
+
+    def __str__(self) -> str:
+        weight = (
+            f"{self.weight.low:g} to {self.weight.high:g}" if isinstance(self.weight, Span) else _written(self.weight)
+        )
+        what = f"{_written(self.head)} heads, weight {weight}"
+        if self.positions:
+            return f"at {_written(self.positions)}; {what}"
+        return "none" if self.count == (0,) else f"{_written(self.count)}, {_written(self.placement)}; {what}"
+
+
+def _written(values: Iterable[Any]) -> str:
+    return ", ".join(map(str, values))
