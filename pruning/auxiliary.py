@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from pruning.blocks import Call, block_names, record, watched
-from pruning.errors import DataError, OptionError, PruningError
+from pruning.blocks import Call, block_modules, block_names, record, watched
+from pruning.errors import CheckpointError, DataError, OptionError, PruningError
 from pruning.losses import CrossEntropy, Loss
 from pruning.policy import AuxiliaryPlacement, Head
+
+_SHOWN = 6
+"""Of the possible places so many are named in a message."""
 
 
 def even_positions(blocks: int, heads: int) -> tuple[int, ...]:
@@ -27,10 +31,15 @@ def even_positions(blocks: int, heads: int) -> tuple[int, ...]:
     """
     positions = _formula(blocks, heads)
     if not _fits(positions):
-        possible = [str(count) for count in range(1, blocks) if _fits(_formula(blocks, count))]
-        fits = f"one of {', '.join(possible)} heads" if possible else "at least 2 blocks"
+        possible = possible_counts(blocks)
+        fits = f"one of {', '.join(map(str, possible))} heads" if possible else "at least 2 blocks"
         raise OptionError(f"auxiliary positions: expected {fits} for {blocks} blocks, got {heads} heads")
     return positions
+
+
+def possible_counts(blocks: int) -> tuple[int, ...]:
+    """Return how many heads `even_positions` can spread over so many blocks."""
+    return tuple(count for count in range(1, blocks) if _fits(_formula(blocks, count)))
 
 
 def _formula(blocks: int, heads: int) -> tuple[int, ...]:
@@ -67,7 +76,7 @@ class AuxiliaryLosses:
         heads: for each of them its head, on the device of its feature map.
 
     Raises:
-        OptionError: positions that this network does not have, or twice the same.
+        OptionError: positions that this network does not have, twice the same, or one inside a block.
         UnknownNameError: a module that it does not have.
         PruningError: a network without blocks, or a module that does not put out one lasting feature map.
     """
@@ -86,6 +95,7 @@ class AuxiliaryLosses:
         wanted = _resolve(placement, model, example_input)
         calls = record(model, wanted, example_input)
         _check_calls(wanted, calls)
+        _check_between_blocks(wanted, model, example_input)
         self.placement, self.num_classes = placement, num_classes
         self.names = tuple(call.name for call in calls)
         with torch.random.fork_rng([]):
@@ -98,6 +108,68 @@ class AuxiliaryLosses:
     def parameters(self) -> list[nn.Parameter]:
         """Return the parameters of all heads."""
         return list(self.heads.parameters())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the heads' weights and buffers, numbered in the order of `names`."""
+        return self.heads.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Give the heads what `state_dict` returned.
+
+        Raises:
+            CheckpointError: it is of other heads.
+        """
+        now = self.heads.state_dict()
+        if {name: value.shape for name, value in state.items()} != {name: value.shape for name, value in now.items()}:
+            raise CheckpointError(f"auxiliary heads: expected the weights of {len(self.names)} such heads, got others")
+        self.heads.load_state_dict(state)
+
+    def only(self, *places: int | str) -> AuxiliaryLosses:
+        """Return the losses of some of the heads; the heads are shared, not copied.
+
+        Args:
+            places: modules out of `names`, or their numbers in it, counted from 0.
+
+        Raises:
+            OptionError: a place without a head, the same one twice, or none at all.
+        """
+        chosen = [self._number(place) for place in places]
+        if not chosen or len(set(chosen)) < len(chosen):
+            raise OptionError(
+                f"auxiliary heads: expected some of {', '.join(self.names)}, each once, got {list(places)}"
+            )
+        part = copy.copy(self)
+        part.names = tuple(self.names[number] for number in sorted(chosen))
+        part.heads = nn.ModuleList(self.heads[number] for number in sorted(chosen))
+        part._widths = [self._widths[number] for number in sorted(chosen)]
+        part.placement = _at(part.names, self.placement)
+        part._outputs = None
+        return part
+
+    def _number(self, place: int | str) -> int:
+        if place not in (*self.names, *range(len(self.names))):
+            known = f"{', '.join(self.names)} or 0 to {len(self.names) - 1}"
+            raise OptionError(f"auxiliary heads: expected one of {known}, got {place}")
+        return self.names.index(place) if isinstance(place, str) else place
+
+    def for_network(self, model: nn.Module, example_input: Tensor, *, seed: int = 0) -> AuxiliaryLosses:
+        """Return heads at the same places of a cut network: copies where the map has kept its channels, else new ones.
+
+        Args:
+            model: a pruned form of the network that the heads were made on; runs once in eval mode.
+            example_input: `[images, channels, height, width]`.
+            seed: of the new heads' initial weights.
+
+        Raises:
+            PruningError: as for a new `AuxiliaryLosses`.
+        """
+        placement = _at(self.names, self.placement)
+        made = AuxiliaryLosses(model, placement, self.num_classes, example_input, seed=seed)
+        made.placement = self.placement
+        for number, (width, now) in enumerate(zip(self._widths, made._widths, strict=True)):
+            if width == now:
+                made.heads[number].load_state_dict(self.heads[number].state_dict())
+        return made
 
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[None]:
@@ -148,6 +220,10 @@ class AuxiliaryLosses:
         check_labels(labels, self.num_classes)
         loss = loss or CrossEntropy()
         return [self.placement.weight * loss(logits, labels) for logits in self.logits()]
+
+
+def _at(names: tuple[str, ...], like: AuxiliaryPlacement) -> AuxiliaryPlacement:
+    return AuxiliaryPlacement(kind="explicit", positions=names, head=like.head, weight=like.weight)
 
 
 def check_labels(labels: Tensor, num_classes: int) -> None:
@@ -208,3 +284,16 @@ def _check_calls(names: Sequence[str], calls: Sequence[Call]) -> None:
             raise PruningError(f"{place}, got {got}")
         if call.output._version != call.version:
             raise PruningError(f"{place} that lasts, got one that the next layer changes in place; name that layer")
+
+
+def _check_between_blocks(names: Sequence[str], model: nn.Module, example_input: Tensor) -> None:
+    """Refuse places inside a block: what channels there are changes with every cut, and a residual sum is to come."""
+    blocks = block_modules(model, example_input)
+    for name in names:
+        around = next((block for block in blocks if name.startswith(f"{block}.")), None)
+        if around is not None:
+            possible = ", ".join(blocks[:_SHOWN]) + (", …" if len(blocks) > _SHOWN else "")
+            raise OptionError(
+                f"auxiliary head of '{name}': expected a place between blocks, got one inside block '{around}'; "
+                f"possible: {possible}"
+            )

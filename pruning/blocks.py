@@ -34,13 +34,18 @@ def block_names(model: nn.Module, example_input: Tensor) -> tuple[str, ...]:
     Raises:
         PruningError: the network has no such modules.
     """
-    names = _maps_once(record(model, _blocks(model), example_input)) or _activations(model, example_input)
+    names = block_modules(model, example_input) or _activations(model, example_input)
     if not names:
         raise PruningError(
             f"auxiliary positions: expected a network of blocks, or of convolutions with activation modules, "
             f"got {type(model).__name__}; name modules as positions instead"
         )
     return names
+
+
+def block_modules(model: nn.Module, example_input: Tensor) -> tuple[str, ...]:
+    """Return the blocks among `block_names`: none for a network such as VGG."""
+    return _maps_once(record(model, _blocks(model), example_input))
 
 
 def _blocks(model: nn.Module) -> list[str]:

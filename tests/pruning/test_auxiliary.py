@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,61 +10,33 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from three_blocks import (
+    EXAMPLE,
+    PLAIN,
+    Net,
+    Recording,
+    assert_equal,
+    at,
+    differ,
+    make_auxiliary,
+    make_images,
+    make_net,
+    make_split,
+    weights,
+)
 from torch import Tensor, nn
 from two_heads import held
 
-from pruning.auxiliary import AuxiliaryLosses, even_positions
+from pruning.auxiliary import AuxiliaryLosses, even_positions, possible_counts
 from pruning.blocks import block_names
-from pruning.data import Pixels, TensorSplit
-from pruning.errors import DataError, OptionError, PruningError, UnknownNameError
+from pruning.errors import CheckpointError, DataError, OptionError, PruningError, UnknownNameError
 from pruning.finetune import TrainingError, fine_tune
 from pruning.groups import find_groups
 from pruning.losses import CrossEntropy
 from pruning.models import build_model
-from pruning.policy import AuxiliaryPlacement, ModelSpec, Recipe
+from pruning.policy import AuxiliaryPlacement, ModelSpec
 from pruning.stagewise import fine_tune_s1, train_heads
 from pruning.surgery import remove
-
-EXAMPLE = torch.zeros(1, 3, 8, 8)
-PLAIN = Recipe(
-    epochs=1,
-    batch_size=8,
-    learning_rate=0.1,
-    momentum=0.0,
-    weight_decay=0.0,
-    schedule="constant",
-    augment=False,
-    precision="float32",
-    channels_last=False,
-)
-
-
-class Block(nn.Module):
-    """A residual block with one inner group."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(width, 5, 3, padding=1), nn.BatchNorm2d(5)
-        self.conv2 = nn.Conv2d(5, width, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.conv2(F.relu(self.bn1(self.conv1(x)))))
-
-
-class Net(nn.Module):
-    """Three blocks, registered in another order than they run in."""
-
-    def __init__(self, classes: int = 3, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.head = nn.Linear(4, classes)
-        self.late = nn.Sequential(Block(4))
-        self.stem, self.bn = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
-        self.early = nn.Sequential(Block(4), Block(4))
-        self.drop = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.late(self.early(self.bn(self.stem(x))))
-        return self.head(self.drop(x.mean((2, 3))))
 
 
 class Wrapped(nn.Module):
@@ -77,45 +48,6 @@ class Wrapped(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.backbone(x)
-
-
-def make_net(seed: int = 0, **options) -> Net:
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        return Net(**options)
-
-
-def make_split(count: int = 20, seed: int = 0) -> TensorSplit:
-    """Three classes, each brighter in its own channel."""
-    labels = torch.arange(count) % 3
-    images = torch.randint(120, (count, 3, 8, 8), generator=torch.Generator().manual_seed(seed))
-    images[torch.arange(count), labels] += 100
-    return TensorSplit(images.to(torch.uint8), labels, Pixels((0.4,) * 3, (0.25,) * 3, padding=1, flip=True))
-
-
-def make_images(count: int = 6) -> Tensor:
-    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-
-
-def at(*places: int | str, **options) -> AuxiliaryPlacement:
-    return AuxiliaryPlacement(kind="explicit", positions=places, **options)
-
-
-def make_auxiliary(model: nn.Module, *places: int | str, classes: int = 3, seed: int = 0, **options) -> AuxiliaryLosses:
-    return AuxiliaryLosses(model, at(*(places or (1, 3)), **options), classes, EXAMPLE, seed=seed)
-
-
-def weights(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
-
-
-def assert_equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
-    assert left.keys() == right.keys()
-    assert all(torch.equal(left[name], right[name]) for name in left)
-
-
-def differ(left: dict[str, Tensor], right: dict[str, Tensor]) -> list[str]:
-    return [name for name in left if not torch.equal(left[name], right[name])]
 
 
 # ── places ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -145,6 +77,17 @@ def test_too_many_heads_are_refused_with_the_counts_that_fit():
 def test_one_block_has_no_room_for_a_head():
     with pytest.raises(OptionError, match="expected at least 2 blocks for 1 blocks, got 1 heads"):
         even_positions(1, 1)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 4, 8, 27])
+def test_the_possible_counts_are_those_that_are_not_refused(blocks):
+    def fits(count: int) -> bool:
+        try:
+            return bool(even_positions(blocks, count))
+        except OptionError:
+            return False
+
+    assert possible_counts(blocks) == tuple(count for count in range(1, 40) if fits(count))
 
 
 @given(blocks=st.integers(1, 60), heads=st.integers(1, 60))
@@ -268,6 +211,64 @@ def test_a_module_that_runs_twice_takes_no_head():
 def test_a_feature_map_that_the_next_layer_overwrites_takes_no_head():
     with pytest.raises(PruningError, match=r"head of '0'.*that the next layer changes in place"):
         make_auxiliary(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(inplace=True)), "0")
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "block"),
+    [
+        ("resnet18", "layer1.0.conv1", "layer1.0"),
+        ("resnet18", "layer1.0.bn1", "layer1.0"),
+        ("resnet56", "layer3.8.conv2", "layer3.8"),
+        ("googlenet_cifar", "inception_a3.b2.0", "inception_a3"),
+    ],
+)
+def test_a_place_inside_a_block_is_refused_with_those_that_are_possible(name, place, block):
+    model = build_model(ModelSpec(name=name))
+    blocks = block_names(model, torch.zeros(1, 3, 64, 64))
+    message = (
+        f"auxiliary head of '{place}': expected a place between blocks, got one inside block '{block}'; possible: "
+    )
+    with pytest.raises(OptionError) as error:
+        AuxiliaryLosses(model, at(place), 10, torch.zeros(1, 3, 64, 64))
+    assert str(error.value) == message + ", ".join(blocks[:6]) + ", …"
+
+
+@pytest.mark.parametrize(
+    ("name", "place"), [("resnet18", "maxpool"), ("resnet18", "layer2"), ("vgg16_bn", "features.1")]
+)
+def test_a_place_that_is_no_boundary_but_inside_no_block_takes_a_head(name, place):
+    example = torch.zeros(1, 3, 32, 32)
+    assert AuxiliaryLosses(build_model(ModelSpec(name=name)), at(place), 10, example).names == (place,)
+
+
+def test_block_numbers_need_blocks():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    with pytest.raises(PruningError, match=r"expected a network of blocks.*; name modules as positions instead$"):
+        make_auxiliary(model, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "heads", "names"),
+    [
+        ("resnet34", 16, 3, ("layer2.1", "layer3.2", "layer4.0")),
+        ("vgg11_bn", 8, 2, ("features.10", "features.20")),
+        ("mobilenet_v2", 17, 2, ("features.6", "features.12")),
+        ("mobilenet_v3_small", 11, 2, ("features.4", "features.8")),
+        ("efficientnet_b0", 16, 3, ("features.3.1", "features.5.0", "features.6.2")),
+        ("densenet121", 4, 1, ("features.denseblock3",)),
+        ("googlenet", 9, 2, ("inception4b", "inception4e")),
+        ("shufflenet_v2_x0_5", 16, 1, ("stage3.4",)),
+        ("squeezenet1_1", 8, 3, ("features.6", "features.9", "features.11")),
+    ],
+)
+def test_heads_spread_evenly_over_a_torchvision_network(name, count, heads, names):
+    model, example = build_model(ModelSpec(name=name)), torch.zeros(1, 3, 64, 64)
+    assert len(block_names(model, example)) == count
+    auxiliary = AuxiliaryLosses(model, AuxiliaryPlacement(positions=heads), 10, example)
+    assert auxiliary.names == names
+    with auxiliary.attached(model.eval()), torch.no_grad():
+        model(example)
+        assert [tuple(logits.shape) for logits in auxiliary.logits()] == [(1, 10)] * heads
 
 
 def test_no_classes_are_refused():
@@ -418,6 +419,76 @@ def test_a_cut_between_blocks_needs_new_heads():
         assert len(auxiliary.losses(torch.zeros(6, dtype=torch.int64))) == 2
 
 
+def test_heads_for_a_cut_network_are_copies_where_they_fit_and_new_elsewhere():
+    model, example = Narrowing(), torch.zeros(2, 3, 8, 8)
+    auxiliary = make_auxiliary(model, 1, 2, weight=0.5)
+    before = weights(auxiliary.heads)
+    cut(model, "second.down", 4)
+    fitting, again, other = (auxiliary.for_network(model, example, seed=seed) for seed in (1, 1, 2))
+    assert_equal(weights(fitting.heads[0]), weights(auxiliary.heads[0]))
+    assert fitting.heads[1][-1].in_features == 4
+    assert_equal(weights(fitting.heads), weights(again.heads))
+    assert set(differ(weights(fitting.heads), weights(other.heads))) == {"1.4.weight"}
+    assert (fitting.names, fitting.placement, fitting.num_classes) == (auxiliary.names, auxiliary.placement, 3)
+    list(fine_tune(model, make_split(), PLAIN, auxiliary=fitting))
+    assert_equal(weights(auxiliary.heads), before)
+    assert differ(weights(fitting.heads[0]), weights(auxiliary.heads[0]))
+
+
+class Narrowing(nn.Module):
+    """Two blocks that put out channels of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Down(3, 4), Down(4, 6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(self.first(x)).mean((2, 3)))
+
+
+class Down(nn.Module):
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.up, self.down = nn.Conv2d(width, 5, 3, padding=1), nn.Conv2d(5, out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.down(F.relu(self.up(x))))
+
+
+@pytest.mark.parametrize("places", [("late.0",), (1,), (1, "early.0"), (0,)])
+def test_some_of_the_heads_are_shared_with_the_whole(places):
+    model = make_net()
+    auxiliary = make_auxiliary(model, weight=0.5)
+    part = auxiliary.only(*places)
+    numbers = sorted({"early.0": 0, "late.0": 1}.get(place, place) for place in places)
+    assert part.names == tuple(auxiliary.names[number] for number in numbers)
+    assert list(part.heads) == [auxiliary.heads[number] for number in numbers]
+    assert part.placement == at(*part.names, weight=0.5)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    with auxiliary.attached(model.eval()), part.attached(model):
+        model(make_images())
+        whole, some = auxiliary.losses(labels), part.losses(labels)
+    assert [float(loss) for loss in some] == [float(whole[number]) for number in numbers]
+
+
+@pytest.mark.parametrize("places", [(), (0, 0), (0, "early.0"), (2,), (-1,), ("stem",)])
+def test_only_takes_heads_that_there_are_each_once(places):
+    with pytest.raises(OptionError, match=r"auxiliary heads: expected .*early\.0, late\.0.*, got"):
+        make_auxiliary(make_net()).only(*places)
+
+
+def test_the_heads_state_travels_and_is_refused_by_others():
+    first, second = make_auxiliary(make_net(), seed=1), make_auxiliary(make_net(), seed=2)
+    second.load_state_dict(first.state_dict())
+    assert_equal(weights(first.heads), weights(second.heads))
+    for other in (make_auxiliary(make_net(), 1), make_auxiliary(make_net(), classes=4)):
+        with pytest.raises(
+            CheckpointError, match=r"auxiliary heads: expected the weights of \d such heads, got others"
+        ):
+            other.load_state_dict(first.state_dict())
+
+
 # ── training the heads ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -487,21 +558,6 @@ def test_a_label_without_a_class_ends_the_training_and_leaves_no_hook(train):
 
 
 # ── Algorithm S1 ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class Recording:
-    """A split that keeps the batches it has given."""
-
-    def __init__(self, split: TensorSplit) -> None:
-        self.split, self.given = split, []
-
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def batches(self, *args, **options) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in self.split.batches(*args, **options):
-            self.given.append(batch)
-            yield batch
 
 
 class TwoSteps:
@@ -665,5 +721,5 @@ def test_one_image_is_refused():
 
 def test_a_loss_that_explodes_ends_the_training():
     recipe = PLAIN.model_copy(update={"learning_rate": 1e30})
-    with pytest.raises(TrainingError, match="epoch 1: expected finite losses"):
+    with pytest.raises(TrainingError, match=r"epoch 1, step \d: expected a finite loss"):
         list(fine_tune_s1(model := make_net(), make_auxiliary(model), make_split(), recipe))
