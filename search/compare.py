@@ -173,10 +173,11 @@ def write_table(path: Path, cells: Sequence[Cell], results: dict[str, Result]) -
 
 
 def table_lines(cells: Sequence[Cell], results: dict[str, Result]) -> list[list[str]]:
-    """Return header, rule and rows; a mean with the sample deviation over the seeds, everything in percent.
+    """Return header, rule and rows; a mean with the sample deviation over the seeds.
 
     `before` is after the cut and recalibration, `after` at the end of fine-tuning, both on validation images; `change`
-    is the test accuracy less the baseline's in points; costs are parts of the baseline's.
+    is the test accuracy less the baseline's in points; MACs and parameters are parts of the baseline's. All of them are
+    in percent, latency in milliseconds a batch, with the baseline's beside it.
     """
     places = [place.rpartition(".")[2] for place in cells[0].values]
     named = any(cell.row for cell in cells)
@@ -190,8 +191,9 @@ def table_lines(cells: Sequence[Cell], results: dict[str, Result]) -> list[list[
         **({"test": _test, "change": _change} if cells[0].test else {}),
         "MACs": lambda result: result.history[-1].macs / result.baseline["macs"],
         "parameters": lambda result: result.history[-1].params / result.baseline["params"],
-        **({"latency": _latency} if cells[0].experiment.measures_latency else {}),
     }
+    if cells[0].experiment.measures_latency:
+        columns |= {"ms": _latency, "baseline ms": lambda result: result.baseline["latency_ms"]}
     headers = [*(["row"] if named else []), *places, *columns, "seeds"]
     rows = [
         [*names, *(_mean(name, map(column, group)) for name, column in columns.items()), str(len(group))]
@@ -201,7 +203,7 @@ def table_lines(cells: Sequence[Cell], results: dict[str, Result]) -> list[list[
 
 
 Column = Callable[[Result], float]
-"""From a result a part of one."""
+"""From a result a part of one, or milliseconds."""
 
 
 def _test(result: Result) -> float:
@@ -216,12 +218,12 @@ def _change(result: Result) -> float:
 def _latency(result: Result) -> float:
     latency = result.history[-1].latency_ms
     assert latency is not None
-    return latency / result.baseline["latency_ms"]
+    return latency
 
 
-def _mean(column: str, shares: Iterable[float]) -> str:
-    """Return parts of one in percent: `91.23 ± 0.45`; without a deviation if all are the same."""
-    values = [100 * share for share in shares]
+def _mean(column: str, measured: Iterable[float]) -> str:
+    """Return a mean, of parts of one in percent: `91.23 ± 0.45`; without a deviation if all are the same."""
+    values = [value if column.endswith("ms") else 100 * value for value in measured]
     mean = f"{statistics.fmean(values):{'+' if column == 'change' else ''}.2f}".replace("-", "−")
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{mean} ± {spread:.2f}" if spread > 0 else mean

@@ -26,6 +26,29 @@ class Network(nn.Module):
         return self.classifier(features.mean(dim=(2, 3)))
 
 
+class Residual(nn.Module):
+    def __init__(self, width, inner):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(width, inner, 3, padding=1, bias=False), nn.BatchNorm2d(inner)
+        self.conv2, self.norm2 = nn.Conv2d(inner, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+
+    def forward(self, x):
+        return (x + self.norm2(self.conv2(self.norm1(self.conv1(x)).relu()))).relu()
+
+
+class Blocks(nn.Module):
+    """A stem and residual blocks: one coupled group, `stem`, and an inner one in each block."""
+
+    def __init__(self, classes, count):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(1, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.blocks = nn.Sequential(*(Residual(8, 6) for _ in range(count)))
+        self.classifier = nn.Linear(8, classes)
+
+    def forward(self, images):
+        return self.classifier(self.blocks(self.norm(self.stem(images)).relu()).mean(dim=(2, 3)))
+
+
 class Fragile(Network):
     """Cannot be trained with an odd number of channels in front."""
 
@@ -53,6 +76,10 @@ class Mortal(Network):
 
 def network(num_classes=10, channels=1, widths=(8, 16)):
     return Network(num_classes, channels, widths)
+
+
+def blocks(num_classes=10, count=4):
+    return Blocks(num_classes, count)
 
 
 def fragile(num_classes=10):
