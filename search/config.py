@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
-from pruning import CRITERIA, CriterionSpec, ModelSpec, Recipe, UnknownNameError, explain
+from pruning import ALLOCATIONS, CRITERIA, CriterionSpec, ModelSpec, Recipe, UnknownNameError, explain
 from search.dialect import read_yaml, write_yaml
 from search.errors import ExperimentError
 from search.sections import (
@@ -78,6 +78,18 @@ class SearchSpace(Section):
     def _known_criterion(cls, value: tuple[CriterionSpec, ...]) -> tuple[CriterionSpec, ...]:
         for criterion in value:
             CRITERIA.build(criterion.name, **criterion.options)
+        return value
+
+    @field_validator("allocation")
+    @classmethod
+    def _known_allocation(cls, value: tuple[AllocationSpec, ...]) -> tuple[AllocationSpec, ...]:
+        for allocation in value:
+            if allocation.name != "searched":
+                if allocation.name not in ALLOCATIONS.names():
+                    raise UnknownNameError("allocation", allocation.name, ["searched", *ALLOCATIONS.names()])
+                ALLOCATIONS.build(allocation.name, **allocation.options)
+            elif allocation.options:
+                raise ValueError(f"options: expected none for 'searched', got {', '.join(allocation.options)}")
         return value
 
     @field_validator("recipe")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from pruning import ALLOCATIONS, AuxiliaryPlacement, UnknownNameError, even_positions
+from pruning import AuxiliaryPlacement, even_positions
 
 
 class Section(BaseModel):
@@ -118,17 +118,6 @@ class AllocationSpec(Section):
 
     name: str
     options: dict[str, Any] = {}
-
-    @model_validator(mode="after")
-    def _known(self) -> Self:
-        if self.name == "searched":
-            if self.options:
-                raise ValueError(f"options: expected none for 'searched', got {', '.join(self.options)}")
-        elif self.name not in ALLOCATIONS.names():
-            raise UnknownNameError("allocation", self.name, ["searched", *ALLOCATIONS.names()])
-        else:
-            ALLOCATIONS.build(self.name, **self.options)
-        return self
 
     def __str__(self) -> str:
         options = ", ".join(f"{name}={value}" for name, value in self.options.items())

@@ -19,7 +19,7 @@ from search.sweep import load_sweep
 from search.trial import run_trial
 
 HERE = Path(__file__).parent
-COMMANDS = ("baseline", "run", "resume", "front", "best", "apply", "ui", "sync", "names")
+COMMANDS = ("baseline", "run", "resume", "compare", "front", "best", "apply", "ui", "sync", "names")
 
 
 def make_sweep(folder, trials=3, error=None):

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pruning import CriterionSpec
+from search.comparison import load_cells
 from search.config import Experiment, load_experiment, parse_experiment
 from search.errors import ExperimentError
-from search.sections import Limit, Span
+from search.sections import AllocationSpec, Limit, Span
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"name": "x", "model": "resnet20"}
@@ -49,7 +50,7 @@ def test_the_example_of_the_readme_means_what_it_says(tmp_path):
     assert experiment.search.widths.minimum == 0.1
     assert experiment.search.budget.maximum == 0.9
     assert [criterion.name for criterion in experiment.search.criterion] == ["l1", "fpgm", "taylor"]
-    assert experiment.search.allocation == ("searched", "uniform", "global")
+    assert [str(allocation) for allocation in experiment.search.allocation] == ["searched", "uniform", "global"]
     span, sizes = experiment.search.recipe["learning_rate"], experiment.search.recipe["batch_size"]
     assert (span, sizes) == (Span(low=0.001, high=0.1, log=True), [64, 128])
     assert set(yaml.safe_load(text)) <= set(Experiment.model_fields)
@@ -66,7 +67,9 @@ def test_what_the_readme_calls_a_default_is_one(tmp_path):
 
 @pytest.mark.parametrize("file", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda file: file.stem)
 def test_every_experiment_of_the_repository_loads(file):
-    assert load_experiment(file).name == file.stem
+    cells = load_cells(file) if "compare" in yaml.safe_load(file.read_text(encoding="utf-8")) else []
+    for experiment in [cell.experiment for cell in cells] or [load_experiment(file)]:
+        assert experiment.name == file.stem
 
 
 @pytest.mark.parametrize(
@@ -78,7 +81,9 @@ def test_every_experiment_of_the_repository_loads(file):
         ("constraints: {macs: 6e7}", "constraints.macs", Limit(value=6e7)),
         ("constraints: {latency_ms: 12.5 %}", "constraints.latency_ms", Limit(value=0.125, relative=True)),
         ("search: {criterion: fpgm}", "search.criterion", (CriterionSpec(name="fpgm"),)),
-        ("search: {allocation: uniform}", "search.allocation", ("uniform",)),
+        ("search: {allocation: uniform}", "search.allocation", (AllocationSpec(name="uniform"),)),
+        ("search: {auxiliary: 3}", "search.auxiliary.count", (3,)),
+        ("search: {auxiliary: {head: ccp, weight: 0.5}}", "search.auxiliary.weight", [0.5]),
         ("search: {groups: 'layer1.*'}", "search.groups", ("layer1.*",)),
         ("search: {recipe: {epochs: 3}}", "search.recipe.epochs", [3]),
         ("data: digits", "data.name", "digits"),
