@@ -27,13 +27,14 @@ from three_blocks import (
 from torch import Tensor, nn
 from two_heads import held
 
-from pruning.auxiliary import AuxiliaryLosses, even_positions, possible_counts
+from pruning.auxiliary import AuxiliaryLosses
 from pruning.blocks import block_names
 from pruning.errors import CheckpointError, DataError, OptionError, PruningError, UnknownNameError
 from pruning.finetune import TrainingError, fine_tune
 from pruning.groups import find_groups
 from pruning.losses import CrossEntropy
 from pruning.models import build_model
+from pruning.placement import even_positions, possible_counts
 from pruning.policy import AuxiliaryPlacement, ModelSpec
 from pruning.stagewise import fine_tune_s1, train_heads
 from pruning.surgery import remove
@@ -219,7 +220,7 @@ def test_a_feature_map_that_the_next_layer_overwrites_takes_no_head():
         ("resnet18", "layer1.0.conv1", "layer1.0"),
         ("resnet18", "layer1.0.bn1", "layer1.0"),
         ("resnet56", "layer3.8.conv2", "layer3.8"),
-        ("googlenet_cifar", "inception_a3.b2.0", "inception_a3"),
+        ("googlenet_cifar", "inception_a3.branch3x3.1", "inception_a3"),
     ],
 )
 def test_a_place_inside_a_block_is_refused_with_those_that_are_possible(name, place, block):
@@ -234,7 +235,7 @@ def test_a_place_inside_a_block_is_refused_with_those_that_are_possible(name, pl
 
 
 @pytest.mark.parametrize(
-    ("name", "place"), [("resnet18", "maxpool"), ("resnet18", "layer2"), ("vgg16_bn", "features.1")]
+    ("name", "place"), [("resnet18", "maxpool"), ("resnet18", "layer2"), ("vgg19_bn_cifar", "features.0")]
 )
 def test_a_place_that_is_no_boundary_but_inside_no_block_takes_a_head(name, place):
     example = torch.zeros(1, 3, 32, 32)
@@ -250,15 +251,15 @@ def test_block_numbers_need_blocks():
 @pytest.mark.parametrize(
     ("name", "count", "heads", "names"),
     [
-        ("resnet34", 16, 3, ("layer2.1", "layer3.2", "layer4.0")),
+        ("resnet34", 16, 3, ("layer2.1", "layer3.2", "layer4.1")),
         ("vgg11_bn", 8, 2, ("features.10", "features.20")),
         ("mobilenet_v2", 17, 2, ("features.6", "features.12")),
         ("mobilenet_v3_small", 11, 2, ("features.4", "features.8")),
-        ("efficientnet_b0", 16, 3, ("features.3.1", "features.5.0", "features.6.2")),
+        ("efficientnet_b0", 16, 3, ("features.3.1", "features.5.1", "features.6.3")),
         ("densenet121", 4, 1, ("features.denseblock3",)),
-        ("googlenet", 9, 2, ("inception4b", "inception4e")),
+        ("googlenet", 9, 2, ("inception4b", "inception5a")),
         ("shufflenet_v2_x0_5", 16, 1, ("stage3.4",)),
-        ("squeezenet1_1", 8, 3, ("features.6", "features.9", "features.11")),
+        ("squeezenet1_1", 8, 3, ("features.6", "features.10", "features.11")),
     ],
 )
 def test_heads_spread_evenly_over_a_torchvision_network(name, count, heads, names):
@@ -469,7 +470,7 @@ def test_some_of_the_heads_are_shared_with_the_whole(places):
     with auxiliary.attached(model.eval()), part.attached(model):
         model(make_images())
         whole, some = auxiliary.losses(labels), part.losses(labels)
-    assert [float(loss) for loss in some] == [float(whole[number]) for number in numbers]
+    assert [loss.item() for loss in some] == [whole[number].item() for number in numbers]
 
 
 @pytest.mark.parametrize("places", [(), (0, 0), (0, "early.0"), (2,), (-1,), ("stem",)])
