@@ -131,7 +131,8 @@ def _gate(layer: nn.Module, inputs: tuple[Any, ...], gates: list[Tensor]) -> tup
     x: Tensor = inputs[0]
     axis = _channel_axis(layer, x)
     gates.append(x.new_ones(x.shape[0], x.shape[axis]).requires_grad_())
-    return (_Read.apply(x, gates[-1], axis), *inputs[1:])
+    read = _Read.apply(x, gates[-1], axis)  # type: ignore[no-untyped-call]
+    return (read, *inputs[1:])
 
 
 def _close(layer: nn.Module, inputs: tuple[Any, ...], positions: list[int]) -> tuple[Any, ...]:
