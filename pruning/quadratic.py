@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,26 +84,46 @@ def smallest(values: Vector, count: int) -> Mask:
 
 
 def relax(S: Vector, u: Vector, count: int) -> tuple[Vector, float]:
-    """Minimise ½·zᵀSz − uᵀz over 0 ≤ z ≤ 1, Σz = count by accelerated projected gradients (FISTA with restarts).
+    """Minimise ½·zᵀSz − uᵀz over 0 ≤ z ≤ 1, Σz = count; return the point and a bound from below, see `descend`."""
+    return descend(
+        S,
+        u,
+        np.full(len(u), count / len(u)),
+        nearest=lambda y: project(y, count),
+        least=lambda slope: float(np.partition(slope, count - 1)[:count].sum()),
+    )
+
+
+def descend(
+    S: Vector, u: Vector, start: Vector, nearest: Callable[[Vector], Vector], least: Callable[[Vector], float]
+) -> tuple[Vector, float]:
+    """Minimise ½·zᵀSz − uᵀz over a convex set by accelerated projected gradients (FISTA with restarts).
+
+    Args:
+        S: symmetric and positive semidefinite, `[channels, channels]`.
+        u: `[channels]`.
+        start: a point of the set.
+        nearest: of the set's points the nearest to a given one.
+        least: the smallest g·z over the set for a given g, or a number below.
 
     Returns:
         The point, and a bound from below: with the slope g in any z, no point of the set, whole or not, has a value
-        below −½·zᵀSz + the sum of the `count` smallest g, for the function lies above its tangents.
+        below −½·zᵀSz + the least of g over the set, for the function lies above its tangents.
     """
     curvature, bound = _curvature(S, u), -np.inf
-    z = np.full(len(u), count / len(u))
+    z = start
     Sz = S @ z
     ahead, S_ahead, momentum = z, Sz, 1.0  # the extrapolated point
     for _ in range(ITERATIONS):
         half, slope = z @ Sz / 2, Sz - u
-        bound = max(bound, float(np.partition(slope, count - 1)[:count].sum() - half))
+        bound = max(bound, float(least(slope) - half))
         if half - u @ z - bound <= RELATIVE_GAP * (half + np.abs(u) @ z):
             break
-        following = project(ahead - (S_ahead - u) / curvature, count)
+        following = nearest(ahead - (S_ahead - u) / curvature)
         S_following = S @ following
         step = following - ahead
         if (bend := step @ (S_following - S_ahead)) > curvature * (step @ step) > 0:
-            curvature = bend / (step @ step)
+            curvature = float(bend / (step @ step))
         if step @ (following - z) < 0:  # past the minimum along the way: start anew
             momentum = 1.0
         grown = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
@@ -114,7 +135,7 @@ def relax(S: Vector, u: Vector, count: int) -> tuple[Vector, float]:
 
 
 def _curvature(S: Vector, u: Vector) -> float:
-    """Return about the largest eigenvalue, from a few power steps; `relax` raises it where the function bends more."""
+    """Return about the largest eigenvalue, from a few power steps; `descend` raises it where that is too little."""
     vector = np.sqrt(np.maximum(np.diagonal(S), 0))
     value = 0.0
     for _ in range(POWER_STEPS):
@@ -127,6 +148,11 @@ def _curvature(S: Vector, u: Vector) -> float:
 
 def project(y: Vector, total: float) -> Vector:
     """Return the nearest point with 0 ≤ z ≤ 1, Σz = total: clip(y − τ), with τ by Newton's steps within bisection."""
+    return np.minimum(np.maximum(y - shift_for(y, total), 0), 1)
+
+
+def shift_for(y: Vector, total: float) -> float:
+    """Return a τ with Σ clip(y − τ) = total."""
     low, high = float(y.min()) - 1, float(y.max())
     shift = (low + high) / 2
     for _ in range(100):
@@ -139,7 +165,7 @@ def project(y: Vector, total: float) -> Vector:
         shift = shift + excess / free if free else low
         if not low < shift < high:
             shift = (low + high) / 2
-    return z
+    return shift
 
 
 def swap_pairs(S: Vector, u: Vector, chosen: Mask) -> Mask:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -90,7 +91,8 @@ class NestedRanking:
 class QuadraticRanking:
     """A ranking of sets: removing channels z changes the loss by ½·zᵀSz − uᵀz, and each width has its own best set.
 
-    The sets of two widths need not be nested. A width's set is sought when it is first asked for.
+    The sets of two widths need not be nested. A width's set is sought when it is first asked for. `keep` looks at one
+    group at a time, also where S between groups is known: that is for allocations.
 
     Args:
         criterion: name of the criterion that made it.
@@ -99,10 +101,13 @@ class QuadraticRanking:
 
     Attributes:
         scores: how much the loss grows if a channel alone is removed, sᵢᵢ/2 − uᵢ, float64 `[channels]`, higher = keep.
+        joint: S over the channels of all groups, in their order, `[all channels, all channels]`; None if not known.
 
     Raises:
         RankingError: a number that is not finite, or u and S that do not fit.
     """
+
+    joint: Tensor | None = None
 
     def __init__(self, criterion: str, linear: Mapping[str, Tensor], quadratic: Mapping[str, Tensor]) -> None:
         self.criterion = criterion
@@ -119,6 +124,28 @@ class QuadraticRanking:
                 raise RankingError(f"{criterion}, group '{group}': expected S symmetric")
         self.scores = {group: S.diagonal() / 2 - self.linear[group] for group, S in self.quadratic.items()}
         self._choices: dict[tuple[str, int], Choice] = {}
+
+    @classmethod
+    def from_joint(cls, criterion: str, linear: Mapping[str, Tensor], joint: Tensor) -> QuadraticRanking:
+        """Make a ranking that also knows S between groups.
+
+        Args:
+            criterion: name of the criterion that made it.
+            linear: u of each group, `[channels]`.
+            joint: S over the channels of all groups, in the order of `linear`, symmetric and positive semidefinite.
+
+        Raises:
+            RankingError: as for the class.
+        """
+        ends = list(accumulate((len(u) for u in linear.values()), initial=0))
+        if joint.shape != (ends[-1], ends[-1]):
+            raise RankingError(f"{criterion}: expected S over all {ends[-1]} channels, got {list(joint.shape)}")
+        blocks = {name: joint[i:j, i:j] for name, (i, j) in zip(linear, pairwise(ends), strict=True)}
+        ranking = cls(criterion, linear, blocks)
+        ranking.joint = _finite(joint, "all together", criterion)
+        if not torch.equal(ranking.joint, ranking.joint.T):
+            raise RankingError(f"{criterion}: expected S over all channels symmetric")
+        return ranking
 
     def keep(self, group: str, width: int) -> tuple[int, ...]:
         """Return the `width` channels of `group` to keep, ascending: the others together cost the least loss found."""
@@ -140,7 +167,11 @@ class QuadraticRanking:
 
     def save(self, path: Path) -> None:
         """Write u and S as safetensors."""
-        write_ranking(path, "quadratic", self.criterion, {"linear": self.linear, "quadratic": self.quadratic})
+        if self.joint is None:
+            parts, extra = {"linear": self.linear, "quadratic": self.quadratic}, None
+        else:  # it has the groups' S in it; the file forgets their order
+            parts, extra = {"linear": self.linear, "joint": {"all": self.joint}}, {"groups": list(self.linear)}
+        write_ranking(path, "quadratic", self.criterion, parts, extra)
 
     @classmethod
     def load(cls, path: Path) -> QuadraticRanking:
@@ -173,8 +204,17 @@ Load = Callable[[str, Mapping[str, dict[str, Tensor]], Mapping[str, Any]], Ranki
 
 _KINDS: dict[str, Load] = {
     "nested": lambda criterion, parts, _: NestedRanking(criterion, parts["order"], parts["score"]),
-    "quadratic": lambda criterion, parts, _: QuadraticRanking(criterion, parts["linear"], parts["quadratic"]),
+    "quadratic": lambda criterion, parts, extra: _quadratic(criterion, parts, extra),
 }
+
+
+def _quadratic(criterion: str, parts: Mapping[str, dict[str, Tensor]], extra: Mapping[str, Any]) -> QuadraticRanking:
+    linear = parts["linear"]
+    if "groups" not in extra:
+        return QuadraticRanking(criterion, linear, parts["quadratic"])
+    return QuadraticRanking.from_joint(
+        criterion, {name: linear[name] for name in extra["groups"]}, parts["joint"]["all"]
+    )
 
 
 def register_kind(kind: str) -> Callable[[Load], Load]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -46,7 +46,7 @@ class ReaderGates:
         layers = {part.layer for group in groups.values() for part in group.readers}
         self.of_layers: dict[str, list[Tensor]] = {layer: [] for layer in sorted(layers)}
 
-    def slopes(self, loss: Tensor, images: int) -> dict[str, Tensor]:
+    def slopes(self, loss: Tensor, images: int, *, again: bool = False) -> dict[str, Tensor]:
         """Return ∂loss/∂z of every group's channels and forget the forward pass.
 
         The slope is `Σ x·∂loss/∂x` over the places where the channel's map x is read, which is also `Σ w·∂loss/∂w` over
@@ -55,6 +55,7 @@ class ReaderGates:
         Args:
             loss: the sum of the losses of the images of one forward pass.
             images: how many they were.
+            again: more will be asked of this forward pass; it is not forgotten.
 
         Returns:
             For each group float64 `[images, channels]` on the CPU; 0 where the loss does not depend on a reader.
@@ -62,13 +63,14 @@ class ReaderGates:
         Raises:
             RankingError: a reader that does not see one row of its input for each image.
         """
-        of_layers = self._of_layers(loss, images)
+        of_layers = self._of_layers(loss, images, again=again)
         return {name: _of_group(group, of_layers, images) for name, group in self.groups.items()}
 
-    def _of_layers(self, loss: Tensor, images: int) -> dict[str, Tensor]:
+    def _of_layers(self, loss: Tensor, images: int, *, again: bool) -> dict[str, Tensor]:
         """Return ∂loss/∂z for each layer's inputs, added over its calls, float64 `[images, inputs]`."""
         flat = [(layer, gate) for layer, of_layer in self.of_layers.items() for gate in of_layer]
-        found = torch.autograd.grad(loss, [gate for _, gate in flat], materialize_grads=True) if flat else ()
+        gates = [gate for _, gate in flat]
+        found = torch.autograd.grad(loss, gates, retain_graph=again, materialize_grads=True) if gates else ()
         slopes: dict[str, Tensor] = {}
         for (layer, gate), slope in zip(flat, found, strict=True):
             if len(gate) != images:
@@ -76,19 +78,70 @@ class ReaderGates:
                     f"criterion '{self.criterion}', layer '{layer}': expected an input row for each of {images} "
                     f"images, got {len(gate)}"
                 )
-            slopes[layer] = slopes.get(layer, 0) + slope.reshape(images, -1).double()
-        for of_layer in self.of_layers.values():
-            of_layer.clear()
+            slopes[layer] = slopes.get(layer, 0) + slope.double()
+        if not again:
+            for of_layer in self.of_layers.values():
+                of_layer.clear()
         return slopes
+
+
+@contextmanager
+def closed_gates(model: nn.Module, groups: ChannelGroups, removed: Mapping[str, Collection[int]]) -> Iterator[None]:
+    """Close the gates of some channels: no layer reads them until the end, as if they had been cut.
+
+    Args:
+        model: the network that `groups` were found in; its weights are not touched.
+        groups: among others those of `removed`.
+        removed: for each group the channels to close.
+    """
+    positions: dict[str, list[int]] = {}
+    for name, channels in removed.items():
+        for part in groups[name].readers:
+            lost = [position for channel in channels for position in part.positions[channel]]
+            positions.setdefault(part.layer, []).extend(lost)
+    hooks = [
+        model.get_submodule(layer).register_forward_pre_hook(partial(_close, positions=lost))
+        for layer, lost in positions.items()
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class _Read(torch.autograd.Function):
+    """The identity, with a gate's slope as a by-product: a product with ones would be taken in both directions."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor, axis: int) -> Tensor:  # noqa: ARG004, the gate is open
+        ctx.save_for_backward(x)
+        ctx.axis = axis
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        (x,) = ctx.saved_tensors
+        places = [axis for axis in range(1, x.dim()) if axis != ctx.axis]
+        product = x * gradient
+        return gradient, product.sum(dim=places) if places else product, None
 
 
 def _gate(layer: nn.Module, inputs: tuple[Any, ...], gates: list[Tensor]) -> tuple[Any, ...]:
     x: Tensor = inputs[0]
-    shape = [1] * x.dim()
-    axis = x.dim() - 1 if isinstance(layer, nn.Linear) else 1
-    shape[0], shape[axis] = x.shape[0], x.shape[axis]
-    gates.append(x.new_ones(shape).requires_grad_())
-    return (x * gates[-1], *inputs[1:])
+    axis = _channel_axis(layer, x)
+    gates.append(x.new_ones(x.shape[0], x.shape[axis]).requires_grad_())
+    read = _Read.apply(x, gates[-1], axis)  # type: ignore[no-untyped-call]
+    return (read, *inputs[1:])
+
+
+def _close(layer: nn.Module, inputs: tuple[Any, ...], positions: list[int]) -> tuple[Any, ...]:
+    x: Tensor = inputs[0]
+    return (x.index_fill(_channel_axis(layer, x), torch.tensor(positions, device=x.device), 0), *inputs[1:])
+
+
+def _channel_axis(layer: nn.Module, x: Tensor) -> int:
+    return x.dim() - 1 if isinstance(layer, nn.Linear) else 1
 
 
 def _of_group(group: ChannelGroup, of_layers: dict[str, Tensor], images: int) -> Tensor:

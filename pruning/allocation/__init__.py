@@ -11,24 +11,29 @@ from pruning.registry import Registry
 
 
 class Allocation(Protocol):
-    """Spends a budget of MACs on the groups of a network."""
+    """Spends a budget of MACs on the groups of a network, or says by itself how wide they are."""
+
+    @property
+    def budgeted(self) -> bool:
+        """Whether the widths follow from a budget; else the options fix them, and no budget is looked at."""
+        ...
 
     def widths(
-        self, groups: ChannelGroups, cost: CostModel, macs: int, ranking: Ranking | None = None
+        self, groups: ChannelGroups, cost: CostModel, macs: int | None, ranking: Ranking | None = None
     ) -> dict[str, int]:
         """Return how many channels each of `groups` keeps.
 
-        The network then costs at most `macs`, and at least 99 % of it wherever such widths are near
+        If budgeted, the network then costs at most `macs`, and at least 99 % of it wherever such widths are near
         (`budget.project`); a budget above the full cost gives the full widths.
 
         Args:
             groups: the groups that share the cut, all of the network's or some; the others keep all their channels.
             cost: the cost of the whole network.
-            macs: the budget, multiply-accumulates of one image.
+            macs: the budget, multiply-accumulates of one image; None only where `budgeted` is false.
             ranking: for rules that look at scores.
 
         Raises:
-            PolicyError: a budget below what the narrowest widths cost.
+            PolicyError: a budget below what the narrowest widths cost, or none where one is needed.
             RankingError: a rule that needs scores did not get them.
         """
         ...

@@ -32,7 +32,7 @@ Integers = npt.NDArray[np.int64]
 
 
 def project(
-    groups: ChannelGroups, cost: CostModel, direction: Direction, macs: int, *, round_to: int = 1
+    groups: ChannelGroups, cost: CostModel, direction: Direction, macs: int | None, *, round_to: int = 1
 ) -> dict[str, int]:
     """Return the widths along `direction` that spend `macs`, never more.
 
@@ -49,9 +49,10 @@ def project(
         round_to: widths are multiples of this, or the group's full width.
 
     Raises:
-        PolicyError: `direction(0)` costs more than the budget.
+        PolicyError: `direction(0)` costs more than the budget, or there is none.
         OptionError: `round_to` below 1.
     """
+    macs = required(macs)
     ladder = _Ladder.of(groups, cost, round_to)
     least = ladder.at_least(direction(0.0))
     lowest, highest = ladder.macs(np.stack([least, ladder.top])).tolist()
@@ -61,6 +62,30 @@ def project(
     for limit in (beyond, np.minimum(beyond + 1, ladder.top)):
         state = _fill(ladder, state, limit, macs)
     return ladder.widths(_trade(ladder, state, least, macs))
+
+
+def required(macs: int | None) -> int:
+    """Return a budget that there is.
+
+    Raises:
+        PolicyError: there is none.
+    """
+    if macs is None:
+        raise PolicyError("budget: expected a number of MACs, got none")
+    return macs
+
+
+def at_least(groups: ChannelGroups, widths: Mapping[str, float], round_to: int) -> dict[str, int]:
+    """Return for each group the narrowest width it may have that is not below the given one, at most its full width.
+
+    Raises:
+        OptionError: `round_to` below 1.
+    """
+    found: dict[str, int] = {}
+    for name, group in groups.items():
+        rungs = _rungs(group, round_to)
+        found[name] = int(rungs[min(int(np.searchsorted(rungs, widths[name])), len(rungs) - 1)])
+    return found
 
 
 @dataclass(frozen=True)
@@ -74,8 +99,6 @@ class _Ladder:
 
     @classmethod
     def of(cls, groups: ChannelGroups, cost: CostModel, round_to: int) -> _Ladder:
-        if round_to < 1:
-            raise OptionError(f"round_to: expected at least 1, got {round_to}")
         rungs = tuple(_rungs(group, round_to) for group in groups.values())
         return cls(tuple(groups), rungs, tuple(cost.groups.index(name) for name in groups), cost)
 
@@ -112,6 +135,8 @@ class _Ladder:
 
 
 def _rungs(group: ChannelGroup, round_to: int) -> Integers:
+    if round_to < 1:
+        raise OptionError(f"round_to: expected at least 1, got {round_to}")
     first = -(-group.minimum // round_to) * round_to
     return np.array([*range(first, group.width, round_to), group.width], dtype=np.int64)
 

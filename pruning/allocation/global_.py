@@ -50,8 +50,13 @@ class Global:
         if not 0 <= self.minimum_share <= 1:
             raise OptionError(f"minimum_share: expected 0 to 1, got {self.minimum_share}")
 
+    @property
+    def budgeted(self) -> bool:
+        """See `Allocation.budgeted`."""
+        return True
+
     def widths(
-        self, groups: ChannelGroups, cost: CostModel, macs: int, ranking: Ranking | None = None
+        self, groups: ChannelGroups, cost: CostModel, macs: int | None, ranking: Ranking | None = None
     ) -> dict[str, int]:
         """Return the widths of `groups`; see `Allocation.widths`."""
         return project(groups, cost, self._direction(groups, ranking), macs, round_to=self.round_to)

@@ -10,6 +10,7 @@ from pruning.allocation import ALLOCATIONS
 from pruning.cost import CostModel
 from pruning.criteria import CRITERIA
 from pruning.errors import OptionError, PolicyError
+from pruning.greedy import GreedyRanking
 from pruning.groups import ChannelGroups, find_groups
 
 IMAGE = torch.zeros(1, 3, 16, 16)
@@ -36,7 +37,23 @@ def problem():
     torch.manual_seed(0)
     model = Network()
     groups = find_groups(model, IMAGE)
-    return groups, CostModel(model, groups, IMAGE), CRITERIA.build("l1").rank(model, groups)
+    rankings = {"joint_quadratic": joint(model, groups), "adaptive": greedy(groups)}
+    other = CRITERIA.build("l1").rank(model, groups)
+    return groups, CostModel(model, groups, IMAGE), {name: rankings.get(name, other) for name in ALLOCATIONS.names()}
+
+
+def joint(model, groups):
+    images, labels = torch.randn(64, 3, 16, 16), torch.randint(10, (64,))
+    return CRITERIA.build("ccp", joint=True).rank(model, groups, [(images, labels)])
+
+
+def greedy(groups):
+    """Return a search whose losses fall less and less, with noise, each group's at another speed."""
+    losses = {}
+    for name, width in groups.widths.items():
+        falls = torch.rand(width) * torch.exp(-torch.arange(width) * (1 + torch.rand(())) / width)
+        losses[name] = 3 - torch.cat([torch.zeros(1), falls.cumsum(0) / 10])
+    return GreedyRanking("dcp", {name: torch.randperm(width) for name, width in groups.widths.items()}, losses, {}, {})
 
 
 each_allocation = pytest.mark.parametrize("name", ALLOCATIONS.names())
@@ -46,9 +63,9 @@ each_budget = pytest.mark.parametrize("percent", range(20, 100, 5))
 @each_allocation
 @each_budget
 def test_the_budget_is_met_within_one_percent(name, percent, problem):
-    groups, cost, ranking = problem
+    groups, cost, rankings = problem
     macs = cost.full.macs * percent // 100
-    widths = ALLOCATIONS.build(name).widths(groups, cost, macs, ranking)
+    widths = ALLOCATIONS.build(name).widths(groups, cost, macs, rankings[name])
     assert 0.99 * macs <= cost.cost(widths).macs <= macs
     assert tuple(widths) == tuple(groups)
     groups.check_widths(widths)
@@ -56,9 +73,9 @@ def test_the_budget_is_met_within_one_percent(name, percent, problem):
 
 @each_allocation
 def test_a_much_larger_budget_widens_every_group(name, problem):
-    groups, cost, ranking = problem
+    groups, cost, rankings = problem
     allocation = ALLOCATIONS.build(name)
-    steps = [allocation.widths(groups, cost, cost.full.macs * fifth // 5, ranking) for fifth in range(1, 6)]
+    steps = [allocation.widths(groups, cost, cost.full.macs * fifth // 5, rankings[name]) for fifth in range(1, 6)]
     assert steps[-1] == groups.widths
     for narrow, wide in pairwise(steps):
         assert all(wide[group] >= narrow[group] for group in groups)
@@ -66,28 +83,37 @@ def test_a_much_larger_budget_widens_every_group(name, problem):
 
 @each_allocation
 def test_groups_that_are_not_asked_for_stay_whole(name, problem):
-    groups, cost, ranking = problem
+    groups, cost, rankings = problem
     inner = ChannelGroups(tuple(groups[name] for name in groups.matching(("inner",))))
     macs = cost.full.macs * 7 // 10
-    widths = ALLOCATIONS.build(name).widths(inner, cost, macs, ranking)
+    widths = ALLOCATIONS.build(name).widths(inner, cost, macs, rankings[name])
     assert set(widths) == {"conv1", "expand"}
     assert 0.99 * macs <= cost.cost(widths).macs <= macs
 
 
 @pytest.mark.parametrize("name", [name for name in ALLOCATIONS.names() if "round_to" in ALLOCATIONS.options(name)])
 def test_widths_are_multiples_where_asked(name, problem):
-    groups, cost, ranking = problem
+    groups, cost, rankings = problem
     macs = cost.full.macs // 2
-    widths = ALLOCATIONS.build(name, round_to=8).widths(groups, cost, macs, ranking)
+    widths = ALLOCATIONS.build(name, round_to=8).widths(groups, cost, macs, rankings[name])
     assert all(width % 8 == 0 for width in widths.values())
     assert cost.cost(widths).macs <= macs
 
 
 @each_allocation
 def test_an_unreachable_budget_names_the_range(name, problem):
-    groups, cost, ranking = problem
+    groups, cost, rankings = problem
     with pytest.raises(PolicyError, match=rf"budget: expected \d+ to {cost.full.macs} MACs, .*, got 1000"):
-        ALLOCATIONS.build(name).widths(groups, cost, 1000, ranking)
+        ALLOCATIONS.build(name).widths(groups, cost, 1000, rankings[name])
+
+
+@each_allocation
+def test_by_default_a_budget_is_needed(name, problem):
+    groups, cost, rankings = problem
+    allocation = ALLOCATIONS.build(name)
+    assert allocation.budgeted
+    with pytest.raises(PolicyError, match="budget: expected a number of MACs, got none"):
+        allocation.widths(groups, cost, None, rankings[name])
 
 
 @each_allocation
