@@ -8,7 +8,7 @@ Example:
 
 from pruning.allocation import ALLOCATIONS, Allocation
 from pruning.allocation.budget import project
-from pruning.auxiliary import AuxiliaryLosses, even_positions
+from pruning.auxiliary import AuxiliaryLosses
 from pruning.batchnorm import recalibrate
 from pruning.blocks import block_names
 from pruning.checkpoint import (
@@ -23,14 +23,17 @@ from pruning.checkpoint import (
 from pruning.cost import Cost, CostModel, count_cost
 from pruning.criteria import CRITERIA, Criterion
 from pruning.data import DATA, ImageData, ImageSplit, load_data
-from pruning.errors import DataError, PolicyError, PruningError, RankingError, UnknownNameError
+from pruning.errors import CheckpointError, DataError, PolicyError, PruningError, RankingError, UnknownNameError
 from pruning.finetune import Epoch, Evaluation, TrainingError, evaluate, fine_tune
 from pruning.greedy import GreedyRanking
 from pruning.groups import ChannelGroup, ChannelGroups, find_groups
+from pruning.initialise import draw_weights
 from pruning.latency import Latency, compare_latency, measure_latency
 from pruning.models import build_model, input_shape, model_names, paper_groups
+from pruning.placement import even_positions
 from pruning.policy import AuxiliaryPlacement, CriterionSpec, ModelSpec, Policy, Recipe, explain, load_policy
 from pruning.ranking import NestedRanking, QuadraticRanking, Ranking, load_ranking
+from pruning.stagewise import train_heads
 from pruning.surgery import Kept, prune, remove
 
 __all__ = [
@@ -41,6 +44,7 @@ __all__ = [
     "CRITERIA",
     "ChannelGroup",
     "ChannelGroups",
+    "CheckpointError",
     "Cost",
     "CostModel",
     "Criterion",
@@ -71,6 +75,7 @@ __all__ = [
     "compare_latency",
     "count_cost",
     "evaluate",
+    "draw_weights",
     "even_positions",
     "explain",
     "find_groups",
@@ -92,4 +97,5 @@ __all__ = [
     "save_pruned",
     "save_weights",
     "set_weights",
+    "train_heads",
 ]
