@@ -8,7 +8,9 @@ Example:
 
 from pruning.allocation import ALLOCATIONS, Allocation
 from pruning.allocation.budget import project
+from pruning.auxiliary import AuxiliaryLosses
 from pruning.batchnorm import recalibrate
+from pruning.blocks import block_names
 from pruning.checkpoint import (
     PrunedNetwork,
     hash_weights,
@@ -24,15 +26,20 @@ from pruning.data import DATA, ImageData, ImageSplit, load_data
 from pruning.errors import DataError, PolicyError, PruningError, RankingError, UnknownNameError
 from pruning.finetune import Epoch, Evaluation, TrainingError, evaluate, fine_tune
 from pruning.groups import ChannelGroup, ChannelGroups, find_groups
+from pruning.initialise import draw_weights
 from pruning.latency import Latency, compare_latency, measure_latency
+from pruning.methods.dcp_schedules import joint_schedule, stagewise_schedule
 from pruning.models import build_model, input_shape, model_names, paper_groups
-from pruning.policy import CriterionSpec, ModelSpec, Policy, Recipe, explain, load_policy
+from pruning.policy import AuxiliaryPlacement, CriterionSpec, ModelSpec, Policy, Recipe, explain, load_policy
 from pruning.ranking import NestedRanking, QuadraticRanking, Ranking, load_ranking
+from pruning.stagewise import train_heads
 from pruning.surgery import Kept, prune, remove
 
 __all__ = [
     "ALLOCATIONS",
     "Allocation",
+    "AuxiliaryLosses",
+    "AuxiliaryPlacement",
     "CRITERIA",
     "ChannelGroup",
     "ChannelGroups",
@@ -60,15 +67,18 @@ __all__ = [
     "Recipe",
     "TrainingError",
     "UnknownNameError",
+    "block_names",
     "build_model",
     "compare_latency",
     "count_cost",
+    "draw_weights",
     "evaluate",
     "explain",
     "find_groups",
     "fine_tune",
     "hash_weights",
     "input_shape",
+    "joint_schedule",
     "load_data",
     "load_policy",
     "load_pruned",
@@ -84,4 +94,6 @@ __all__ = [
     "save_pruned",
     "save_weights",
     "set_weights",
+    "stagewise_schedule",
+    "train_heads",
 ]
