@@ -29,6 +29,7 @@ from pruning.greedy import GreedyRanking
 from pruning.groups import ChannelGroup, ChannelGroups, find_groups
 from pruning.initialise import draw_weights
 from pruning.latency import Latency, compare_latency, measure_latency
+from pruning.methods.dcp_schedules import Selector, joint_schedule, stagewise_schedule
 from pruning.models import build_model, input_shape, model_names, paper_groups
 from pruning.placement import even_positions
 from pruning.policy import AuxiliaryPlacement, CriterionSpec, ModelSpec, Policy, Recipe, explain, load_policy
@@ -68,20 +69,22 @@ __all__ = [
     "Ranking",
     "RankingError",
     "Recipe",
+    "Selector",
     "TrainingError",
     "UnknownNameError",
     "block_names",
     "build_model",
     "compare_latency",
     "count_cost",
-    "evaluate",
     "draw_weights",
+    "evaluate",
     "even_positions",
     "explain",
     "find_groups",
     "fine_tune",
     "hash_weights",
     "input_shape",
+    "joint_schedule",
     "load_data",
     "load_policy",
     "load_pruned",
@@ -97,5 +100,6 @@ __all__ = [
     "save_pruned",
     "save_weights",
     "set_weights",
+    "stagewise_schedule",
     "train_heads",
 ]

@@ -125,15 +125,15 @@ def _rank(inputs: Inputs, spec: CriterionSpec, placement: AuxiliaryPlacement | N
     split = train.subset(min(asked.search.ranking_images, len(train)), asked.search.seed)
     batches = list(split.batches(128, device=inputs.device))
     if auxiliary is not None and asked.auxiliary.schedule == "stagewise" and isinstance(criterion, Selector):
-        recipe = asked.auxiliary.fine_tuning
         return stagewise_schedule(
             network,
             inputs.searched,
             auxiliary,
-            criterion,
-            batches,
             train,
-            recipe,
+            batches,
+            criterion,
+            recipe=asked.auxiliary.fine_tuning,
+            example_input=inputs.example,
             device=inputs.device,
             seed=asked.search.seed,
             say=say,
@@ -147,7 +147,9 @@ def _rank(inputs: Inputs, spec: CriterionSpec, placement: AuxiliaryPlacement | N
 def _once(path: Path, read: Callable[[Path], T], make: Callable[[], T]) -> T:
     """Return what lies at `path`, or make it; only one process makes it, the others wait and read."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
+    locks = path.parent.parent / "locks"
+    locks.mkdir(exist_ok=True)
+    with FileLock(locks / f"{path.name}.lock"):
         if path.exists():
             try:
                 return read(path)

@@ -66,6 +66,7 @@ def test_joint_training_descends_the_sum_of_all_losses():
     auxiliary = make_auxiliary(model, 1, 2, weight=0.3)
     both = torch.nn.ModuleList([copy.deepcopy(model), copy.deepcopy(auxiliary.heads)]).train()
     by_hand, heads = both
+    auxiliary.heads.eval()  # they are in train mode while they train, whatever the caller has
 
     def loss_of(images: Tensor, labels: Tensor) -> Tensor:
         first = by_hand.early[0](by_hand.bn(by_hand.stem(images)))
@@ -160,9 +161,9 @@ def test_a_resumed_run_ends_at_the_same_bits(kind, changes):
     run = fine_tune(begun, make_split(), rec, auxiliary=make_auxiliary(begun), seed=7)
     next(run)
     state = next(run).state()
-    file = io.BytesIO()
-    torch.save((begun.state_dict(), state), file)
-    next(run)  # what was saved does not move with it
+    network, file = weights(begun), io.BytesIO()
+    next(run)  # the state does not move with it
+    torch.save((network, state), file)
     file.seek(0)
     saved, state = torch.load(file, weights_only=True)
     resumed = make_net(seed=9, dropout=0.3)

@@ -216,7 +216,7 @@ def test_a_ranking_is_made_once_and_read_back(tmp_path, ranked):
         assert ranking.criterion == other.rankings[key].criterion
         for group, width in one.groups.widths.items():
             assert all(ranking.keep(group, n) == other.rankings[key].keep(group, n) for n in range(1, width + 1))
-    assert len(files(tmp_path / "cache")) == 3
+    assert len(files(tmp_path / "cache" / "rankings")) == 3
 
 
 @pytest.mark.parametrize(
@@ -267,9 +267,9 @@ def test_criteria_look_at_training_images_only(storage, monkeypatch):
     taylor = CRITERIA.get("taylor")
     original = taylor.rank
 
-    def rank(self, network, groups, batches):
+    def rank(self, network, groups, batches, auxiliary):
         seen.append(torch.cat([images for images, _ in batches]))
-        return original(self, network, groups, batches)
+        return original(self, network, groups, batches, auxiliary)
 
     monkeypatch.setattr(taylor, "rank", rank)
     prepare(tiny.experiment(storage, search={"criterion": "taylor", "ranking_images": 40}))

@@ -16,7 +16,7 @@ import yaml
 from filelock import FileLock
 
 from pruning import build_model, save_weights
-from search import sweep as sweeps
+from search import launching
 from search.errors import ExperimentError, SweepError
 from search.prepare import prepare
 from search.results import State
@@ -257,7 +257,7 @@ def test_limits_that_no_trial_can_meet_are_refused_at_once(storage, sections, re
 
 @pytest.mark.parametrize("name", ["cpus", "gpus"])
 def test_trials_that_would_wait_for_ever_are_refused_at_once(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(sweeps.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(launching.ray, "is_initialized", lambda: False)
     with pytest.raises(ExperimentError, match=rf"^resources.{name}: expected at most \d+ on this machine, got 999"):
         run_sweep(tiny.experiment(tmp_path, resources={name: 999}))
     assert not any(tmp_path.iterdir())
@@ -265,7 +265,7 @@ def test_trials_that_would_wait_for_ever_are_refused_at_once(tmp_path, monkeypat
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999"])
 def test_an_address_where_nobody_answers_is_refused_at_once(tmp_path, monkeypatch, address):
-    monkeypatch.setattr(sweeps.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(launching.ray, "is_initialized", lambda: False)
     with pytest.raises(SweepError, match=rf"^--address {address}: expected a Ray cluster, got: "):
         run_sweep(tiny.experiment(tmp_path), address=address)
     assert not any(tmp_path.iterdir())
