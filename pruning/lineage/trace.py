@@ -38,7 +38,7 @@ def follow(model: nn.Module, example_input: Tensor) -> Lineage:
     with torch.random.fork_rng(devices=[]):
         for training in (True, False):
             bare.train(training)
-            _run(_trace(bare), bare, image, lineage)
+            _run(trace(bare), bare, image, lineage)
     return lineage
 
 
@@ -59,7 +59,7 @@ def skeleton(model: nn.Module) -> nn.Module:
     try:
         bare = copy.deepcopy(model, memo)
     except Exception as error:
-        raise GraphError(f"{type(model).__name__}: cannot be copied: {_first_line(error)}") from error
+        raise GraphError(f"{type(model).__name__}: cannot be copied: {first_line(error)}") from error
     for module in bare.modules():
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
@@ -77,7 +77,7 @@ def _pin_shared(model: nn.Module, lineage: Lineage) -> None:
             lineage.pin_tensor(name, f"'{first}' is also '{others[0]}'")
 
 
-class _Tracer(fx.Tracer):
+class Tracer(fx.Tracer):
     """Keeps every module that has a rule whole, and torch's own modules; follows buffers like parameters."""
 
     proxy_buffer_attributes = True
@@ -86,16 +86,22 @@ class _Tracer(fx.Tracer):
         return isinstance(m, tuple(MODULE_RULES)) or super().is_leaf_module(m, module_qualified_name)
 
 
-def _trace(model: nn.Module) -> fx.Graph:
+def trace(model: nn.Module, tracer: fx.Tracer | None = None) -> fx.Graph:
+    """Trace a network in the mode that it is in; inputs with a default value stay at it.
+
+    Raises:
+        GraphError: it cannot be traced.
+    """
     inputs = list(inspect.signature(model.forward).parameters.values())
     defaults = {extra.name: extra.default for extra in inputs[1:] if extra.default is not extra.empty}
     try:
-        return _Tracer().trace(model, concrete_args=defaults)
+        return (tracer or Tracer()).trace(model, concrete_args=defaults)
     except Exception as error:  # whatever the network's own forward raises under tracing
-        raise GraphError(f"{type(model).__name__}: cannot be traced: {_first_line(error)}") from error
+        raise GraphError(f"{type(model).__name__}: cannot be traced: {first_line(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return what an error says, shortened."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -110,7 +116,7 @@ def _run(graph: fx.Graph, model: nn.Module, image: Tensor, lineage: Lineage) -> 
             raise
         except Exception as error:
             place = node.target if node.op == "call_module" else node.name
-            raise GraphError(f"{type(model).__name__}, at '{place}': {_first_line(error)}") from error
+            raise GraphError(f"{type(model).__name__}, at '{place}': {first_line(error)}") from error
 
 
 def _step(
@@ -126,13 +132,13 @@ def _step(
         return _placeholder(node, image, first=not values)
     if node.op == "get_attr":
         return _attribute(str(node.target), model, lineage)
-    args, kwargs = _look_up((node.args, node.kwargs), values)
+    args, kwargs = look_up((node.args, node.kwargs), values)
     call = Call(
         name=_name(node),
         place=str(node.target) if node.op == "call_module" else node.name,
         literal=(node.args, node.kwargs),
         values=(args, kwargs),
-        ids=_look_up((node.args, node.kwargs), ids),
+        ids=look_up((node.args, node.kwargs), ids),
         lineage=lineage,
     )
     if node.op == "output":
@@ -142,8 +148,8 @@ def _step(
         module = model.get_submodule(str(node.target))
         value = module(*args, **kwargs)
         return value, apply_module(module, replace(call, name=type(module).__name__), value)
-    value = _callable(node)(*args, **kwargs)
-    return value, apply_function(_callable(node), call, value)
+    value = callable_of(node)(*args, **kwargs)
+    return value, apply_function(callable_of(node), call, value)
 
 
 def _attribute(name: str, model: nn.Module, lineage: Lineage) -> tuple[Any, Any]:
@@ -168,7 +174,8 @@ def _name(node: fx.Node) -> str:
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
 
-def _callable(node: fx.Node) -> Callable[..., Any]:
+def callable_of(node: fx.Node) -> Callable[..., Any]:
+    """Return what a node that calls a function or a method calls."""
     if node.op == "call_method":
         return _method(str(node.target))
     assert callable(node.target)
@@ -183,6 +190,6 @@ def _method(name: str) -> Callable[..., Any]:
     return call
 
 
-def _look_up(tree: Any, table: dict[fx.Node, Any]) -> Any:
+def look_up(tree: Any, table: dict[fx.Node, Any]) -> Any:
     """Replace every node in nested arguments by its entry."""
     return fx.node.map_arg(tree, lambda node: table[node])
