@@ -137,7 +137,10 @@ def _gate(layer: nn.Module, inputs: tuple[Any, ...], gates: list[Tensor]) -> tup
 
 def _close(layer: nn.Module, inputs: tuple[Any, ...], positions: list[int]) -> tuple[Any, ...]:
     x: Tensor = inputs[0]
-    return (x.index_fill(_channel_axis(layer, x), torch.tensor(positions, device=x.device), 0), *inputs[1:])
+    return (
+        x.index_fill(_channel_axis(layer, x), torch.tensor(positions, dtype=torch.long, device=x.device), 0),
+        *inputs[1:],
+    )
 
 
 def _channel_axis(layer: nn.Module, x: Tensor) -> int:

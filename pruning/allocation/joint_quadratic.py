@@ -26,7 +26,8 @@ class JointQuadratic:
 
     S has the terms between groups too: of two layers that say the same one may be cut. What a channel saves is its true
     cost at the widths around it. Which channels of a group go is left to the ranking, group by group; widths with which
-    this costs more than with uniform ones are not returned.
+    this costs more than with uniform ones are not returned. Each budget has its own optimum: a larger one can leave a
+    group a little narrower.
 
     The approach to one constraint for all layers is this project's own; Peng et al. (Collaborative Channel Pruning,
     ICML 2019) solve one such problem for each layer.

@@ -157,3 +157,41 @@ def test_a_group_or_a_width_that_is_not_there_is_refused() -> None:
             ask("b", 6)
         with pytest.raises(RankingError, match="ranking 'ccp': no group 'c'; there are: a, b"):
             ask("c", 1)
+
+
+def joined(ranking: QuadraticRanking) -> torch.Tensor:
+    """Return S over all groups, without terms between them."""
+    return torch.block_diag(*ranking.quadratic.values())
+
+
+def test_s_over_all_groups_comes_back_with_its_order_and_a_ranking_without_it_says_no_more(tmp_path: Path) -> None:
+    plain = drawn(0, z=4, a=6)
+    joint = joined(plain)
+    joint[0, 5] = joint[5, 0] = 0.25
+    ranking = QuadraticRanking.from_joint("ccp", plain.linear, joint)
+    ranking.save(tmp_path / "joint")
+    for again in (load_ranking(tmp_path / "joint"), pickle.loads(pickle.dumps(ranking))):
+        assert isinstance(again, QuadraticRanking)
+        assert again.joint is not None
+        assert torch.equal(again.joint, joint)
+        assert list(again.linear) == list(again.quadratic) == list(again.scores) == ["z", "a"]
+        for group, S in plain.quadratic.items():
+            assert torch.equal(again.quadratic[group], S)
+            assert again.keep(group, 2) == plain.keep(group, 2)
+    plain.save(tmp_path / "plain")
+    assert plain.joint is None
+    assert sorted(load_file(tmp_path / "plain")) == ["linear/a", "linear/z", "quadratic/a", "quadratic/z"]
+    assert b'{\\"criterion\\": \\"ccp\\", \\"kind\\": \\"quadratic\\"}' in (tmp_path / "plain").read_bytes()
+
+
+def test_terms_between_groups_that_do_not_fit_are_refused() -> None:
+    ranking = drawn()
+    with pytest.raises(RankingError, match=r"ccp: expected S over all 13 channels, got \[8, 8\]"):
+        QuadraticRanking.from_joint("ccp", ranking.linear, ranking.quadratic["a"])
+    joint = joined(ranking)
+    joint[0, 9] = 1
+    with pytest.raises(RankingError, match="ccp: expected S over all channels symmetric"):
+        QuadraticRanking.from_joint("ccp", ranking.linear, joint)
+    joint[0, 9] = joint[9, 0] = torch.nan
+    with pytest.raises(RankingError, match=r"'ccp', group 'all together': channels \[0, 9\] have no finite score"):
+        QuadraticRanking.from_joint("ccp", ranking.linear, joint)

@@ -43,7 +43,7 @@ def problem():
 
 
 def joint(model, groups):
-    images, labels = torch.randn(64, 3, 16, 16), torch.randint(10, (64,))
+    images, labels = torch.randn(500, 3, 16, 16), torch.randint(10, (500,))
     return CRITERIA.build("ccp", joint=True).rank(model, groups, [(images, labels)])
 
 
@@ -51,7 +51,7 @@ def greedy(groups):
     """Return a search whose losses fall less and less, with noise, each group's at another speed."""
     losses = {}
     for name, width in groups.widths.items():
-        falls = torch.rand(width) * torch.exp(-torch.arange(width) * (1 + torch.rand(())) / width)
+        falls = (0.9 + 0.2 * torch.rand(width)) * torch.exp(-torch.arange(width) * (1 + torch.rand(())) / width)
         losses[name] = 3 - torch.cat([torch.zeros(1), falls.cumsum(0) / 10])
     return GreedyRanking("dcp", {name: torch.randperm(width) for name, width in groups.widths.items()}, losses, {}, {})
 
