@@ -174,7 +174,7 @@ def test_identical_runs_give_identical_rankings():
 def test_channels_without_a_gradient_are_all_picked_once_in_their_order():
     model, images = prepared(chain()), data()
     model[4].weight.data.zero_()
-    ranking = DCP(loss_weight=0).rank(model, find_groups(model, IMAGE).only(["0"]), images)
+    ranking = DCP(loss_weight=0, weight_decay=0).rank(model, find_groups(model, IMAGE).only(["0"]), images)
     assert ranking.orders["0"].tolist() == [0, 1, 2, 3, 4, 5]
 
 
