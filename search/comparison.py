@@ -78,7 +78,7 @@ def load_cells(path: Path, settings: Sequence[str] = ()) -> list[Cell]:
     tree = read_tree(path, settings)
     if COMPARE not in tree:
         raise ExperimentError(
-            f"experiment {path}: expected a section '{COMPARE}'; a sweep starts with: prunesearch run"
+            f"experiment {path}: expected a section '{COMPARE}', found none; a sweep starts with: prunesearch run {path}"
         )
     try:
         comparison = Comparison.model_validate(tree.pop(COMPARE) or {})

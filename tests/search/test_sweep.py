@@ -9,9 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import ray
 import tiny
-import torch
 import yaml
 from filelock import FileLock
 
@@ -26,16 +24,7 @@ from search.trial import run_trial
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(scope="module", autouse=True)
-def local_ray():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the workers: sums of several threads differ in their last digits
-    environment = {"PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
-    options = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-    ray.init(address="local", num_cpus=2, runtime_env={"env_vars": environment}, **options)
-    yield
-    ray.shutdown()
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("local_ray")
 
 
 @pytest.fixture(scope="module")
