@@ -77,9 +77,8 @@ def load_cells(path: Path, settings: Sequence[str] = ()) -> list[Cell]:
     """
     tree = read_tree(path, settings)
     if COMPARE not in tree:
-        raise ExperimentError(
-            f"experiment {path}: expected a section '{COMPARE}', found none; a sweep starts with: prunesearch run {path}"
-        )
+        instead = f"a sweep starts with: prunesearch run {path}"
+        raise ExperimentError(f"experiment {path}: expected a section '{COMPARE}', found none; {instead}")
     try:
         comparison = Comparison.model_validate(tree.pop(COMPARE) or {})
     except ValidationError as error:

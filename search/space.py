@@ -83,8 +83,10 @@ class Space:
         """Whether some dimensions exist only for some values of others."""
         search = self._experiment.search
         losses = search.auxiliary
-        more = "free" in losses.placement or len(losses.head) > 1 or losses.weight_is_searched
-        return len(search.allocation) > 1 or len(losses.placement) > 1 or (len(losses.count) > 1 and more)
+        several = len(losses.placement) > 1 or len(losses.head) > 1 or losses.weight_is_searched
+        hang = 0 in losses.count and len(losses.count) > 1 and several
+        hang |= "free" in losses.placement and (len(losses.count) > 1 or len(losses.placement) > 1)
+        return len(search.allocation) > 1 or (hang and not losses.positions)
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> Policy:
         """Ask for every dimension of one trial and return the policy."""
@@ -214,7 +216,9 @@ class Space:
         if not rule.budgeted:
             return self._within_limit(rule.widths(self._groups, self._cost, None, ranking))
         span = self._experiment.search.budget
-        share = trial.suggest_float("budget", span.minimum, span.maximum)
+        share = span.minimum
+        if span.minimum < span.maximum:
+            share = trial.suggest_float("budget", span.minimum, span.maximum)
         return rule.widths(self._groups, self._cost, self._affordable(share), ranking)
 
     def _affordable(self, share: float) -> int:

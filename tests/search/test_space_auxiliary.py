@@ -96,9 +96,11 @@ def test_dimensions_exist_only_where_there_is_something_to_choose(space):
     ("auxiliary", "conditional"),
     [
         ({"count": [0, 1]}, False),
-        ({"count": 2, "placement": "free"}, True),
+        ({"count": 2, "placement": "free"}, False),
+        ({"count": [1, 2], "placement": "free"}, True),
         ({"count": 2, "placement": ["even", "free"]}, True),
-        ({"count": [1, 2], "weight": [0.5, 1]}, True),
+        ({"count": [1, 2], "weight": [0.5, 1]}, False),
+        ({"count": [0, 2], "weight": [0.5, 1]}, True),
         ({"positions": [1, "blocks.3"], "weight": [0.5, 1]}, False),
     ],
 )
