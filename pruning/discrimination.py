@@ -69,6 +69,9 @@ class Inputs:
                 return
             self._kept.append((batch, values))
 
+    def __len__(self) -> int:
+        return len(self._data)
+
     @property
     def images(self) -> int:
         """How many images there are."""
@@ -122,6 +125,11 @@ class Reader:
         rows = rows.reshape(*self.positions.shape, *rows.shape[1:])  # [channels, positions, outputs, …]
         return rows.movedim(2, 1).flatten(2)
 
+    def matrix(self, gradients: Mapping[int, Tensor]) -> Tensor:
+        """Return the slice's gradient, and the bias's as a last column, `[outputs, …]`; by the parameters' ids."""
+        slope = gradients[id(self.weight)].index_select(1, self.index).flatten(1)
+        return slope if self.bias is None else torch.cat([slope, gradients[id(self.bias)][:, None]], dim=1)
+
 
 class GroupProblem:
     """The losses of one group as functions of its readers' weights, which start at zero; biases as they are.
@@ -147,6 +155,7 @@ class GroupProblem:
     ) -> None:
         self.readers = [Reader(network, part) for part in group.readers if part.layer in segment.layers]
         self.width, self.inputs, self.objective = group.width, inputs, objective
+        self.input_names = segment.inputs
         self._segment, self._head = segment, head or main_logits
         with torch.no_grad():
             for reader in self.readers:
@@ -170,6 +179,42 @@ class GroupProblem:
                     for total, reader, gradient in zip(slopes, self.readers, gradients, strict=True)
                 ]
         return loss, slopes
+
+    def slopes_with_covariance(self, share: int, first: int) -> tuple[float, list[Tensor], list[Tensor]]:
+        """Return L, and for each reader its gradient and P · mean ggᵀ, g the slope of an image's L_S in an output.
+
+        For readers side by side. Gradients are matrices `[outputs, channels · entries (+ 1 for the bias)]`.
+
+        Args:
+            share: look at every so manieth batch only.
+            first: the batch to begin with.
+        """
+        loss, images = 0.0, 0
+        slopes = [reader.weight.new_zeros(()) for reader in self.readers]
+        outputs = [reader.weight.shape[1 - reader.axis] for reader in self.readers]
+        covariances = [
+            reader.weight.new_zeros(count, count) for reader, count in zip(self.readers, outputs, strict=True)
+        ]
+        with _open([parameter for reader in self.readers for parameter in reader.parameters]) as parameters:
+            for number, batch in enumerate(self.inputs):
+                if number % share != first % min(share, len(self.inputs)):
+                    continue
+                count, maps = len(batch.labels), list[Tensor]()
+                terms = self._terms(batch, maps)
+                loss, images = loss + count * self._loss(*terms), images + count
+                ends, starts = list(terms[1]), [d * (self.objective.reconstruction / d.numel()) for d in terms[1]]
+                if terms[0] is not None:
+                    ends += maps
+                    of_maps = torch.autograd.grad(terms[0], maps)
+                    starts += [self.objective.discrimination * slope for slope in of_maps]
+                    for total, slope in zip(covariances, of_maps, strict=True):
+                        total += count * _covariance(slope)
+                found = torch.autograd.grad(ends, parameters, [start.detach() for start in starts])
+                gradients = dict(zip(map(id, parameters), found, strict=True))
+                slopes = [
+                    total + count * reader.matrix(gradients) for total, reader in zip(slopes, self.readers, strict=True)
+                ]
+        return loss / images, [slope / images for slope in slopes], [total / images for total in covariances]
 
     def add(self, channel: int) -> None:
         """Give a channel the weights that it had."""
@@ -214,18 +259,21 @@ class GroupProblem:
     def _share(self, batch: Batch) -> float:
         return len(batch.labels) / self.inputs.images
 
-    def _terms(self, batch: Batch) -> tuple[Tensor | None, list[Tensor]]:
+    def _terms(self, batch: Batch, outputs: list[Tensor] | None = None) -> tuple[Tensor | None, list[Tensor]]:
         """Return L_S of a batch, if it counts, and O − O^b of every reader, if they count."""
         differences: list[Tensor] = []
 
         def compare(layer: str, output: Tensor) -> None:
-            differences.append(output - batch.targets[layer])
+            if self.objective.reconstruction:
+                differences.append(output - batch.targets[layer])
+            if outputs is not None:
+                outputs.append(output)
 
         if not self.objective.discrimination:
             for layer, output in self._segment.outputs(batch.values).items():
                 compare(layer, output)
             return None, differences
-        end = self._segment.suffix(batch.values, compare if self.objective.reconstruction else None)
+        end = self._segment.suffix(batch.values, compare)
         logits = self._head(end)
         check_labels(batch.labels, logits.shape[1])
         return F.cross_entropy(logits, batch.labels), differences
@@ -233,7 +281,9 @@ class GroupProblem:
     def _loss(self, discrimination: Tensor | None, differences: list[Tensor]) -> float:
         """Return eq. 6; L_M is half a mean square, eq. 3."""
         loss = sum(self.objective.reconstruction / 2 * float(d.detach().square().mean()) for d in differences)
-        return loss + (0.0 if discrimination is None else self.objective.discrimination * float(discrimination.detach()))
+        return loss + (
+            0.0 if discrimination is None else self.objective.discrimination * float(discrimination.detach())
+        )
 
     def _gradients(
         self, discrimination: Tensor | None, differences: list[Tensor], parameters: Sequence[Tensor]
@@ -282,5 +332,23 @@ def _open(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
             parameter.requires_grad_(False)
 
 
+def _covariance(slopes: Tensor) -> Tensor:
+    """Return P · mean ggᵀ over images and positions, from the slopes of the batch's mean loss `[images, outputs, …]`."""
+    rows = slopes.movedim(1, 0).flatten(1)
+    return rows @ rows.T * len(slopes)  # g = images · slope; P · mean = Σ / images
+
+
 def _bytes(values: Mapping[str, Any]) -> int:
     return sum(value.nbytes for value in values.values() if isinstance(value, Tensor))
+
+
+def channel_norms(slopes: Sequence[Tensor], norm: str) -> Tensor:
+    """Return one number a channel from its gradients `[channels, outputs, entries]` in every layer, float64.
+
+    Args:
+        slopes: one a layer.
+        norm: `frobenius`, or `code`: the sum over the outputs of the norms of the kernels.
+    """
+    if norm == "code":
+        return torch.stack([slope.norm(dim=2).sum(dim=1) for slope in slopes]).sum(dim=0).cpu()
+    return torch.stack([slope.square().sum(dim=(1, 2)) for slope in slopes]).sum(dim=0).sqrt().cpu()
