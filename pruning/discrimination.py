@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,119 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pruning.auxiliary import check_labels
-from pruning.groups import ChannelGroup, Slice, tensor_of
-from pruning.lineage import Segment, Values
+from pruning.groups import ChannelGroup
+from pruning.lineage import Segment
 from pruning.losses import main_logits
-
-Data = Sequence[tuple[Tensor, Tensor]]
-"""Images `[images, channels, height, width]` and labels `[images]`, in the type and place of the weights."""
-
-
-@dataclass(frozen=True)
-class Objective:
-    """L = reconstruction · L_M + discrimination · L_S, eq. 6 of the paper, and how a step goes down it."""
-
-    reconstruction: float
-    discrimination: float
-    learning_rate: float
-    momentum: float
-    weight_decay: float
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What one batch needs: the segment's boundary values, each reader's output in the baseline, the labels."""
-
-    values: Values
-    targets: Mapping[str, Tensor]
-    labels: Tensor
-
-
-class Inputs:
-    """The batches as one group's segment needs them: kept where they fit, else made anew for each pass.
-
-    Args:
-        network: the segment of the network that is being cut.
-        baseline: the same segment of the uncut one.
-        data: the selection set.
-        limit: bytes that the batches may take.
-        before: the last group's inputs; what follows from them is not computed from the images again.
-    """
-
-    def __init__(
-        self, network: Segment, baseline: Segment, data: Data, limit: float, before: Inputs | None = None
-    ) -> None:
-        self._network, self._baseline, self._data = network, baseline, data
-        self._kept: list[tuple[Batch, Values]] | None = []
-        held = 0
-        for number in range(len(data)):
-            batch, values = self._made(number, before)
-            held += sum(_bytes(tensors) for tensors in (batch.values, batch.targets, values))
-            if held > limit:
-                self._kept = None
-                return
-            self._kept.append((batch, values))
-
-    def __len__(self) -> int:
-        return len(self._data)
-
-    @property
-    def images(self) -> int:
-        """How many images there are."""
-        return sum(len(labels) for _, labels in self._data)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for number in range(len(self._data)):
-            yield self._made(number, None)[0] if self._kept is None else self._kept[number][0]
-
-    def _made(self, number: int, before: Inputs | None) -> tuple[Batch, Values]:
-        images, labels = self._data[number]
-        known = before._kept[number] if before is not None and before._kept is not None else None
-        values = self._network.prefix(images, known and known[0].values)
-        # The baseline sees its own input: its earlier groups are whole.
-        whole = self._baseline.prefix(images, known and known[1])
-        with torch.no_grad():
-            return Batch(values, self._baseline.outputs(whole), labels), whole
-
-
-class Reader:
-    """The weights of one layer that read a group: its slice along one axis, and the bias.
-
-    Attributes:
-        layer: the layer's name.
-        axis: of the weight, the one that the slice lies on.
-        index: the group's positions on that axis, channel by channel, int64 `[channels · positions of one channel]`.
-        weight: the whole weight of the network.
-        bias: of the layer, or None.
-        original: what the slice was before, `index` along `axis`.
-    """
-
-    def __init__(self, network: nn.Module, part: Slice) -> None:
-        weight, bias = tensor_of(network, part.tensor), getattr(network.get_submodule(part.layer), "bias", None)
-        assert isinstance(weight, nn.Parameter)
-        self.layer, self.tensor, self.axis = part.layer, part.tensor, part.axis
-        self.positions = torch.tensor(part.positions, device=weight.device)
-        self.index = self.positions.flatten()
-        self.weight: nn.Parameter = weight
-        self.bias: nn.Parameter | None = bias
-        self.original = weight.detach().index_select(part.axis, self.index)
-        self.original_bias = None if bias is None else bias.detach().clone()
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        """The weight, and the bias where there is one."""
-        return [self.weight] if self.bias is None else [self.weight, self.bias]
-
-    def by_channel(self, tensor: Tensor) -> Tensor:
-        """Return a tensor shaped like the weight as `[channels, outputs, entries]`, of the group's channels."""
-        rows = tensor.index_select(self.axis, self.index).movedim(self.axis, 0)
-        rows = rows.reshape(*self.positions.shape, *rows.shape[1:])  # [channels, positions, outputs, …]
-        return rows.movedim(2, 1).flatten(2)
-
-    def matrix(self, gradients: Mapping[int, Tensor]) -> Tensor:
-        """Return the slice's gradient, and the bias's as a last column, `[outputs, …]`; by the parameters' ids."""
-        slope = gradients[id(self.weight)].index_select(1, self.index).flatten(1)
-        return slope if self.bias is None else torch.cat([slope, gradients[id(self.bias)][:, None]], dim=1)
+from pruning.reading import Moving, Objective, Reader
+from pruning.selection_data import Batch, Inputs
 
 
 class GroupProblem:
@@ -230,8 +121,8 @@ class GroupProblem:
         Nesterov's momentum as in torch, from a standstill; weight decay on all that moves.
         """
         chosen = torch.tensor(channels, device=self.readers[0].index.device)
-        moving = [_Moving(reader.weight, reader.axis, reader.positions[chosen].flatten()) for reader in self.readers]
-        moving += [_Moving(reader.bias, 0, None) for reader in self.readers if reader.bias is not None]
+        moving = [Moving(reader.weight, reader.axis, reader.positions[chosen].flatten()) for reader in self.readers]
+        moving += [Moving(reader.bias, 0, None) for reader in self.readers if reader.bias is not None]
         with _open([part.parameter for part in moving]) as parameters:
             for batch in self.inputs:
                 gradients = self._gradients(*self._terms(batch), parameters)
@@ -297,28 +188,6 @@ class GroupProblem:
         return torch.autograd.grad(ends, parameters, starts, materialize_grads=True)
 
 
-class _Moving:
-    """What a pass changes of one parameter, and how fast it moves."""
-
-    def __init__(self, parameter: nn.Parameter, axis: int, index: Tensor | None) -> None:
-        self.parameter, self._axis, self._index = parameter, axis, index
-        self._speed: Tensor | None = None
-
-    def step(self, gradient: Tensor, objective: Objective) -> None:
-        value, slope = self._part(self.parameter.detach()), self._part(gradient)
-        slope = slope + objective.weight_decay * value
-        self._speed = slope if self._speed is None else objective.momentum * self._speed + slope
-        ahead = slope + objective.momentum * self._speed
-        value = value - objective.learning_rate * ahead
-        if self._index is None:
-            self.parameter.copy_(value)
-        else:
-            self.parameter.index_copy_(self._axis, self._index, value)
-
-    def _part(self, tensor: Tensor) -> Tensor:
-        return tensor if self._index is None else tensor.index_select(self._axis, self._index)
-
-
 @contextmanager
 def _open(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
     """Let gradients reach parameters of a frozen network for a while."""
@@ -333,13 +202,9 @@ def _open(parameters: list[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
 
 
 def _covariance(slopes: Tensor) -> Tensor:
-    """Return P · mean ggᵀ over images and positions, from the slopes of the batch's mean loss `[images, outputs, …]`."""
+    """Return P · mean ggᵀ over images and positions from the slopes of a batch's mean loss, `[images, outputs, …]`."""
     rows = slopes.movedim(1, 0).flatten(1)
     return rows @ rows.T * len(slopes)  # g = images · slope; P · mean = Σ / images
-
-
-def _bytes(values: Mapping[str, Any]) -> int:
-    return sum(value.nbytes for value in values.values() if isinstance(value, Tensor))
 
 
 def channel_norms(slopes: Sequence[Tensor], norm: str) -> Tensor:

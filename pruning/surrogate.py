@@ -1,4 +1,4 @@
-"""DCP's losses near a point, as a quadratic function of the weights that read a group: picks and fits without images."""
+"""DCP's losses near a point, as a quadratic function of the weights that read a group: picks without images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pruning.discrimination import GroupProblem, Inputs, Objective, Reader
+from pruning.discrimination import GroupProblem
+from pruning.reading import Objective, Reader
+from pruning.selection_data import Inputs
 
 MOST = 100.0
 """Bound of γ: positions of a map move together, so Ḡ says too little, by less than the number of positions."""
@@ -66,7 +68,7 @@ class Surrogate:
         if bottom > 0:
             self.gamma = min(max(top / bottom, 0.0), MOST)
 
-    def scores(self, norm: str) -> list[Tensor]:
+    def slopes(self) -> list[Tensor]:
         """Return each reader's gradient as it would be at the blocks' weights, `[channels, outputs, entries]`."""
         return [block.by_channel(block.gradient(self.gamma, self.objective)) for block in self._blocks]
 

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from pruning.auxiliary import AuxiliaryLosses
 from pruning.criteria import Batches, calibration, evaluating, register
-from pruning.discrimination import Data, GroupProblem, Inputs, Objective, channel_norms
+from pruning.discrimination import GroupProblem, channel_norms
 from pruning.errors import OptionError, RankingError
 from pruning.greedy import GreedyRanking
 from pruning.groups import ChannelGroup, ChannelGroups
 from pruning.lineage import Traced
 from pruning.modes import in_mode
+from pruning.reading import Objective
+from pruning.selection_data import Data, Inputs
 from pruning.surrogate import Surrogate, fits
 
 DEFAULT_RATE = 0.5
@@ -250,14 +252,14 @@ class _Run:
         surrogate, steps = Surrogate(problem, layers, self.dcp.share), len(problem.inputs)
         picked: list[int] = []
         losses = [surrogate.anchor()]
-        rest = channel_norms(surrogate.scores(self.dcp.norm), self.dcp.norm)
+        rest = channel_norms(surrogate.slopes(), self.dcp.norm)
         self._check(group, losses[0], rest)
         anchor = 0
         while len(picked) < group.width and (self.dcp.complete or width is None or len(picked) < width):
             if len(picked) >= max(anchor + 1, int(anchor * self.dcp.growth)):
                 surrogate.write()
                 losses[-1], anchor = surrogate.anchor(), len(picked)
-            rest = channel_norms(surrogate.scores(self.dcp.norm), self.dcp.norm)
+            rest = channel_norms(surrogate.slopes(), self.dcp.norm)
             self._check(group, losses[-1], rest)
             free = rest.index_fill(0, torch.tensor(picked, dtype=torch.long), -torch.inf)
             picked.append(int(free.argmax()))
