@@ -13,12 +13,15 @@ from torch import Tensor, nn
 
 from pruning.auxiliary import AuxiliaryLosses
 from pruning.criteria import Batches, calibration, evaluating, register
-from pruning.discrimination import Data, GroupProblem, Inputs, Objective
+from pruning.discrimination import GroupProblem, channel_norms
 from pruning.errors import OptionError, RankingError
 from pruning.greedy import GreedyRanking
 from pruning.groups import ChannelGroup, ChannelGroups
 from pruning.lineage import Traced
 from pruning.modes import in_mode
+from pruning.reading import Objective
+from pruning.selection_data import Data, Inputs
+from pruning.surrogate import Surrogate, fits
 
 DEFAULT_RATE = 0.5
 GIB = 2**30
@@ -48,6 +51,11 @@ class DCP:
         images: how many images to look at, the first ones of the batches; None takes all. They are held in memory.
         complete: go on past the reference width; else the channels behind are in the order of their last score.
         cache_gib: memory for layers' inputs; what needs more is computed anew for each pass.
+        mode: `exact` makes two passes over the images a pick, as published; `fast` makes one for several picks, in
+            between they are made and fitted on a quadratic function, see `Surrogate`. Groups that is not for, such as
+            readers behind each other, are searched exactly.
+        growth: of `fast`: by how much the number of picks grows from pass to pass.
+        share: of `fast`: each pass looks at every so manieth batch.
     """
 
     name: ClassVar[str] = "dcp"
@@ -67,6 +75,9 @@ class DCP:
         images: int | None = None,
         complete: bool = True,
         cache_gib: float = 4.0,
+        mode: Literal["exact", "fast"] = "exact",
+        growth: float = 1.5,
+        share: int = 1,
     ) -> None:
         if rate is not None and epsilon is not None:
             raise OptionError(f"criterion 'dcp': expected rate or epsilon, got both, {rate} and {epsilon}")
@@ -85,7 +96,10 @@ class DCP:
         self.epsilon, self.norm, self.images, self.complete = epsilon, norm, images, complete
         self.loss_weight, self.reconstruction_weight = loss_weight, reconstruction_weight
         self.learning_rate, self.momentum, self.weight_decay = learning_rate, momentum, weight_decay
-        self.cache_gib = cache_gib
+        _check("mode", mode, mode in ("exact", "fast"), "'exact' or 'fast'")
+        _check("growth", growth, growth >= 1, "at least 1")
+        _check("share", share, share >= 1, "at least 1")
+        self.cache_gib, self.mode, self.growth, self.share = cache_gib, mode, growth, share
 
     def rank(
         self,
@@ -165,7 +179,12 @@ class _Run:
             inputs = Inputs(parts[0], parts[1], data, self.dcp.cache_gib * GIB, inputs)
             head = None if self.auxiliary is None or end is None else self._head(end)
             problem = GroupProblem(self.network, group, parts[0], inputs, head, self.objective)
-            order, losses, widths[name] = self._order(problem, group, None if orders is None else orders[name], fitted)
+            layers = [self.network.get_submodule(reader.layer) for reader in problem.readers]
+            if self.dcp.mode == "fast" and orders is None and fits(problem, layers):
+                order, losses, widths[name] = self._fast_order(problem, group, layers, fitted)
+            else:
+                given = None if orders is None else orders[name]
+                order, losses, widths[name] = self._order(problem, group, given, fitted)
             found[name] = order, losses
         return GreedyRanking(
             self.criterion,
@@ -203,7 +222,7 @@ class _Run:
             else:
                 loss, slopes = problem.slopes()
                 losses.append(loss)
-                scores = _norms(slopes, self.dcp.norm)
+                scores = channel_norms(slopes, self.dcp.norm)
             self._check(group, losses[-1], scores)
             if width is None and (last or self._settled(losses, group)):
                 width = len(picked)
@@ -220,6 +239,43 @@ class _Run:
         problem.put(fitted[group.name])
         rest = [channel for channel in _descending(scores, given) if channel not in set(picked)]
         return torch.tensor([*picked, *rest]), torch.tensor(losses, dtype=torch.float64), width
+
+    def _fast_order(
+        self,
+        problem: GroupProblem,
+        group: ChannelGroup,
+        layers: Sequence[nn.Module],
+        fitted: dict[str, dict[str, Tensor]],
+    ) -> tuple[Tensor, Tensor, int]:
+        """Do what `_order` does; passes over images only where the number of picks has grown."""
+        width = None if self.dcp.rate is None else reference_width(group, self.dcp.rate)
+        surrogate, steps = Surrogate(problem, layers, self.dcp.share), len(problem.inputs)
+        picked: list[int] = []
+        losses = [surrogate.anchor()]
+        rest = channel_norms(surrogate.slopes(), self.dcp.norm)
+        self._check(group, losses[0], rest)
+        anchor = 0
+        while len(picked) < group.width and (self.dcp.complete or width is None or len(picked) < width):
+            if len(picked) >= max(anchor + 1, int(anchor * self.dcp.growth)):
+                surrogate.write()
+                losses[-1], anchor = surrogate.anchor(), len(picked)
+            rest = channel_norms(surrogate.slopes(), self.dcp.norm)
+            self._check(group, losses[-1], rest)
+            free = rest.index_fill(0, torch.tensor(picked, dtype=torch.long), -torch.inf)
+            picked.append(int(free.argmax()))
+            surrogate.add(picked[-1])
+            surrogate.descend(picked, steps)
+            losses.append(surrogate.loss())
+            if width is None and (self._settled(losses, group) or len(picked) == group.width):
+                width = len(picked)
+            if len(picked) == width:
+                surrogate.write()
+                fitted[group.name] = problem.weights()
+        assert width is not None
+        self._check(group, losses[-1], rest)
+        problem.put(fitted[group.name])
+        behind = [channel for channel in _descending(rest, None) if channel not in set(picked)]
+        return torch.tensor([*picked, *behind]), torch.tensor(losses, dtype=torch.float64), width
 
     def _settled(self, losses: Sequence[float], group: ChannelGroup) -> bool:
         """Return whether the last pick changed the loss by no more than ε of the first loss, eq. 10."""
@@ -239,13 +295,6 @@ class _Run:
 def reference_width(group: ChannelGroup, rate: float) -> int:
     """Return how many channels stay: all but ⌊rate · width⌋, in exact arithmetic; never fewer than a cut may leave."""
     return max(group.minimum, group.width - int(Fraction(str(rate)) * group.width))
-
-
-def _norms(slopes: Sequence[Tensor], norm: str) -> Tensor:
-    """Return one number a channel from its gradients `[channels, outputs, entries]` in every layer, float64."""
-    if norm == "code":
-        return torch.stack([slope.norm(dim=2).sum(dim=1) for slope in slopes]).sum(dim=0).cpu()
-    return torch.stack([slope.square().sum(dim=(1, 2)) for slope in slopes]).sum(dim=0).sqrt().cpu()
 
 
 def _descending(scores: Tensor, given: Sequence[int] | None) -> list[int]:

@@ -83,6 +83,7 @@ class Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Return whether a module is one node of the graph."""
         return isinstance(m, tuple(MODULE_RULES)) or super().is_leaf_module(m, module_qualified_name)
 
 

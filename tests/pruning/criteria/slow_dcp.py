@@ -1,5 +1,7 @@
 """DCP as the paper prints it: whole networks, torch's optimizer, masks, nothing kept."""
 
+# ruff: noqa: B023, the inner function lives for one turn of the loop
+
 import copy
 from fractions import Fraction
 
@@ -80,7 +82,9 @@ def slow_dcp(
     count, found = sum(len(labels) for _, labels in batches), {}
     weight = loss_weight * (heads.placement.weight if heads else 1)
     for name, group in groups.items():
-        masks = {part.tensor: [_mask(network, part, channel) for channel in range(group.width)] for part in group.readers}
+        masks = {
+            part.tensor: [_mask(network, part, channel) for channel in range(group.width)] for part in group.readers
+        }
         original = {tensor: tensor_of(model, tensor).detach().clone() for tensor in masks}
         weights = {tensor: tensor_of(network, tensor) for tensor in masks}
         layers = [part.layer for part in group.readers]
@@ -101,11 +105,13 @@ def slow_dcp(
             for hook in hooks:
                 hook.remove()
             for place in maps:
-                parts = torch.autograd.grad(maps[place].sum(), list(weights.values()), allow_unused=True, retain_graph=True)
+                readers, total = list(weights.values()), maps[place].sum()
+                parts = torch.autograd.grad(total, readers, allow_unused=True, retain_graph=True)
                 if all(part is not None for part in parts):
                     logits = heads.heads.eval()[heads.names.index(place)](maps[place])
                     break
-            distance = sum((outputs[layer] - wanted[layer]).square().sum() / (2 * wanted[layer].numel()) for layer in layers)
+            pairs = [(outputs[layer], wanted[layer]) for layer in layers]
+            distance = sum((output - goal).square().sum() / (2 * goal.numel()) for output, goal in pairs)
             return reconstruction_weight * distance + weight * F.cross_entropy(logits, labels)
 
         picked, losses, fitted = [], [], None
@@ -116,7 +122,7 @@ def slow_dcp(
             for images, labels in batches:
                 part = loss(images, labels) * len(labels) / count
                 part.backward()
-                losses[-1] += float(part)
+                losses[-1] += float(part.detach())
             if len(picked) == width:
                 fitted = {tensor: _columns(weights[tensor], part) for tensor, part in _parts(group).items()}
                 fitted |= {key: bias.detach().clone() for key, bias in biases.items()}

@@ -25,7 +25,9 @@ from pruning.models import build_model
 from pruning.ranking import NestedRanking
 
 IMAGE = torch.zeros(1, 3, 32, 32)
-BLIND = {"random"}
+BLIND = {"random", "random_dcp"}
+TRAIN = {"dcp", "random_dcp"}
+"""Each batch makes a step, a pick takes two passes: these have a test of their own on few images."""
 
 pytestmark = pytest.mark.data
 
@@ -54,7 +56,7 @@ def network(folder):
     return model
 
 
-@pytest.mark.parametrize("name", CRITERIA.names())
+@pytest.mark.parametrize("name", [name for name in CRITERIA.names() if name not in TRAIN])
 def test_batches_of_another_size_in_another_order_rank_the_same(name, network, data):
     images = data.train.subset(48, seed=0)
     model = copy.deepcopy(network).double()  # in float32 the last digits depend on the batch size
@@ -93,6 +95,20 @@ def chance(accuracy):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in CRITERIA.names() if name not in BLIND])
+@pytest.mark.parametrize("name", [name for name in CRITERIA.names() if name not in BLIND | TRAIN])
 def test_the_choice_is_better_than_chance(name, accuracy, chance):
     assert accuracy(name) > chance
+
+
+@pytest.mark.parametrize("options", [{}, {"mode": "fast"}, {"loss_weight": 0}], ids=str)
+def test_dcp_prunes_to_the_network_that_it_selected(options, network, data):
+    groups = find_groups(network, IMAGE)
+    some = groups.only(["layer2.1.conv1", "layer3.2.conv1"])
+    batches = list(data.train.subset(128, seed=0).batches(64))
+    masked, cut = copy.deepcopy(network), copy.deepcopy(network)
+    ranking = CRITERIA.build("dcp", rate=0.8, complete=False, **options).select(masked, network, some, batches)
+    assert ranking.fitted_widths == {"layer2.1.conv1": 7, "layer3.2.conv1": 13}
+    assert all(float(curve[-1]) < float(curve[0]) for curve in ranking.losses.values())
+    prune(cut, ranking.fitted_widths, ranking, groups=groups, example_input=IMAGE)
+    images = batches[0][0]
+    torch.testing.assert_close(cut.eval()(images), masked.eval()(images), rtol=1e-3, atol=1e-4)

@@ -222,3 +222,44 @@ def test_a_reader_that_runs_twice_is_refused():
     model = Twice().double()
     with pytest.raises(ValueError, match="'read': expected a layer that runs once, got 2 runs"):
         DCP().rank(model, find_groups(model, IMAGE), data())
+
+
+@pytest.mark.parametrize("make", [chain, Flat])
+@pytest.mark.parametrize("options", [{}, {"norm": "code", "reconstruction_weight": 2}], ids=str)
+def test_fast_mode_is_exact_for_reconstruction_in_one_batch(make, options):
+    model, images = prepared(make()), [pictures()]  # then L is the quadratic function that fast mode follows
+    groups = find_groups(model, IMAGE)
+    exact, fast = (
+        DCP(loss_weight=0, mode=m, **LARGE, **options).rank(model, groups, images) for m in ("exact", "fast")
+    )
+    for name in groups:
+        assert fast.orders[name].tolist() == exact.orders[name].tolist()
+        assert fast.losses[name].tolist() == pytest.approx(exact.losses[name].tolist(), rel=1e-8, abs=1e-12)
+        for tensor, value in exact.fitted[name].items():
+            torch.testing.assert_close(fast.fitted[name][tensor], value, rtol=1e-7, atol=1e-9)
+
+
+def test_fast_mode_with_a_pass_for_every_pick_and_no_steps_is_exact():
+    model, images = prepared(chain()), data()
+    groups = find_groups(model, IMAGE)
+    options = {"learning_rate": 0, "norm": "code"}
+    exact = DCP(**options).rank(model, groups, images)
+    fast = DCP(mode="fast", growth=1, **options).rank(model, groups, images)
+    for name in groups:
+        assert fast.orders[name].tolist() == exact.orders[name].tolist()
+        assert fast.losses[name][:-1].tolist() == pytest.approx(exact.losses[name][:-1].tolist(), rel=1e-8)
+
+
+def test_fast_mode_searches_exactly_where_readers_stand_behind_each_other():
+    model, images = prepared(Coupled()), data()
+    groups = find_groups(model, IMAGE).only(["stem"])
+    exact, fast = (DCP(mode=mode).rank(model, groups, images) for mode in ("exact", "fast"))
+    assert torch.equal(fast.losses["stem"], exact.losses["stem"])
+
+
+def test_fast_mode_stops_at_epsilon_and_leaves_the_network_as_found():
+    model, images = prepared(chain()), data()
+    before = copy.deepcopy(model.state_dict())
+    ranking = DCP(mode="fast", epsilon=0.05, share=2, complete=False).rank(model, find_groups(model, IMAGE), images)
+    assert ranking.fitted_widths["0"] == len(ranking.losses["0"]) - 1 < 6
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
