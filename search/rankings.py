@@ -33,6 +33,9 @@ from search.inputs import Inputs, Say, ranking_key, seen_placement, silent
 
 T = TypeVar("T")
 
+BATCH = 128
+"""Images that a criterion sees at a time; DCP makes a step on each batch."""
+
 
 def rank_all(inputs: Inputs, say: Say = silent) -> dict[str, Ranking]:
     """Return the rankings that trials can ask for, by key, as far as they are known before the trials are.
@@ -123,7 +126,9 @@ def _rank(inputs: Inputs, spec: CriterionSpec, placement: AuxiliaryPlacement | N
         return criterion.rank(network, inputs.searched)
     train = inputs.data.train
     split = train.subset(min(asked.search.ranking_images, len(train)), asked.search.seed)
-    batches = list(split.batches(128, device=inputs.device))
+    batches = list(split.batches(BATCH, device=inputs.device))
+    if isinstance(criterion, Selector) and len(split) < BATCH:
+        say(f"note: {len(split)} images are less than a batch of {BATCH}: {spec.name} fits its picks in one step each")
     if auxiliary is not None and asked.auxiliary.schedule == "stagewise" and isinstance(criterion, Selector):
         return stagewise_schedule(
             network,

@@ -19,7 +19,7 @@ from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruning import CriterionSpec, ModelSpec, Policy
+from pruning import AuxiliaryPlacement, CriterionSpec, ModelSpec, Policy
 from search.config import parse_experiment
 from search.errors import SweepError
 from search.results import Metrics, State, TrialRecord
@@ -180,6 +180,25 @@ def test_a_sweep_is_a_parent_with_a_nested_run_for_each_trial(storage):
     ]
     assert set(child.data.metrics) == {"accuracy", "loss", "macs", "params", "seconds"}
     assert Policy.from_json(artifact(client, child, "policy.json")) == TRIALS[0].policy
+
+
+def test_a_run_says_where_its_auxiliary_losses_sit(storage):
+    placement = AuxiliaryPlacement(kind="explicit", positions=(7, "layer3.2"), weight=0.5)
+    record = trial(0)
+    record = replace(record, policy=record.policy.model_copy(update={"auxiliary": placement}))
+    found = experiment(storage, search={"trials": 1, "auxiliary": {"count": [0, 2], "placement": ["even", "free"]}})
+    tell_all(found, [record])
+    _, runs = runs_of(default_uri(storage))
+    said = {name: value for name, value in runs["trial-000 fpgm 48% MACs"].data.params.items() if "aux" in name}
+    assert said == {
+        "auxiliary.count": "2",
+        "auxiliary.positions": "7, layer3.2",
+        "auxiliary.head": "dcp",
+        "auxiliary.weight": "0.5",
+    }
+    asked = runs["s1"].data.params
+    assert asked["auxiliary"] == "0, 2, even, free; dcp heads, weight 1.0"
+    assert asked["auxiliary.schedule"] == "none"
 
 
 def test_the_parent_has_the_question_the_progress_and_the_outcome(storage):
