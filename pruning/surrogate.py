@@ -156,8 +156,10 @@ class _Block:
 
     def _bent(self, gamma: float, objective: Objective) -> Tensor:
         moved = self.weights - self.at
+        active = moved.any(dim=0).nonzero().flatten()  # only what is picked moves
+        moved = moved[:, active]
         left = moved * (objective.reconstruction / len(moved)) + gamma * (self.discrimination @ moved)
-        return left @ self.inner
+        return left @ self.inner[active]
 
     def by_channel(self, gradient: Tensor) -> Tensor:
         part = gradient[:, : self.original.shape[1]].double()

@@ -52,8 +52,8 @@ class DCP:
         complete: go on past the reference width; else the channels behind are in the order of their last score.
         cache_gib: memory for layers' inputs; what needs more is computed anew for each pass.
         mode: `exact` makes two passes over the images a pick, as published; `fast` makes one for several picks, in
-            between they are made and fitted on a quadratic function, see `Surrogate`. Groups that is not for, such as
-            readers behind each other, are searched exactly.
+            between they are made and fitted on a quadratic function, see `Surrogate`; its losses are then estimates.
+            Groups that is not for, such as readers behind each other, are searched exactly.
         growth: of `fast`: by how much the number of picks grows from pass to pass.
         share: of `fast`: each pass looks at every so manieth batch.
     """

@@ -226,8 +226,8 @@ def test_a_reader_that_runs_twice_is_refused():
 
 @pytest.mark.parametrize("make", [chain, Flat])
 @pytest.mark.parametrize("options", [{}, {"norm": "code", "reconstruction_weight": 2}], ids=str)
-def test_fast_mode_is_exact_for_reconstruction_in_one_batch(make, options):
-    model, images = prepared(make()), [pictures()]  # then L is the quadratic function that fast mode follows
+def test_fast_mode_is_exact_for_reconstruction_in_equal_batches(make, options):
+    model, images = prepared(make()), 3 * [pictures()]  # then L is the quadratic function that fast mode follows
     groups = find_groups(model, IMAGE)
     exact, fast = (
         DCP(loss_weight=0, mode=m, **LARGE, **options).rank(model, groups, images) for m in ("exact", "fast")
