@@ -180,10 +180,10 @@ class _Run:
             head = None if self.auxiliary is None or end is None else self._head(end)
             problem = GroupProblem(self.network, group, parts[0], inputs, head, self.objective)
             layers = [self.network.get_submodule(reader.layer) for reader in problem.readers]
-            if self.dcp.mode == "fast" and orders is None and fits(problem, layers):
-                order, losses, widths[name] = self._fast_order(problem, group, layers, fitted)
+            given = None if orders is None else orders[name]
+            if self.dcp.mode == "fast" and fits(problem, layers):
+                order, losses, widths[name] = self._fast_order(problem, group, layers, given, fitted)
             else:
-                given = None if orders is None else orders[name]
                 order, losses, widths[name] = self._order(problem, group, given, fitted)
             found[name] = order, losses
         return GreedyRanking(
@@ -245,6 +245,7 @@ class _Run:
         problem: GroupProblem,
         group: ChannelGroup,
         layers: Sequence[nn.Module],
+        given: Sequence[int] | None,
         fitted: dict[str, dict[str, Tensor]],
     ) -> tuple[Tensor, Tensor, int]:
         """Do what `_order` does; passes over images only where the number of picks has grown."""
@@ -262,7 +263,7 @@ class _Run:
             rest = channel_norms(surrogate.slopes(), self.dcp.norm)
             self._check(group, losses[-1], rest)
             free = rest.index_fill(0, torch.tensor(picked, dtype=torch.long), -torch.inf)
-            picked.append(int(free.argmax()))
+            picked.append(int(free.argmax()) if given is None else given[len(picked)])
             surrogate.add(picked[-1])
             surrogate.descend(picked, steps)
             losses.append(surrogate.loss())
@@ -274,7 +275,7 @@ class _Run:
         assert width is not None
         self._check(group, losses[-1], rest)
         problem.put(fitted[group.name])
-        behind = [channel for channel in _descending(rest, None) if channel not in set(picked)]
+        behind = [channel for channel in _descending(rest, given) if channel not in set(picked)]
         return torch.tensor([*picked, *behind]), torch.tensor(losses, dtype=torch.float64), width
 
     def _settled(self, losses: Sequence[float], group: ChannelGroup) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -33,6 +33,9 @@ class RandomDCP:
         images: see `dcp`.
         complete: see `dcp`.
         cache_gib: see `dcp`.
+        mode: see `dcp`.
+        growth: see `dcp`.
+        share: see `dcp`.
     """
 
     name: ClassVar[str] = "random_dcp"
@@ -52,6 +55,9 @@ class RandomDCP:
         images: int | None = None,
         complete: bool = True,
         cache_gib: float = 4.0,
+        mode: Literal["exact", "fast"] = "exact",
+        growth: float = 1.5,
+        share: int = 1,
     ) -> None:
         self._random = Random(seed)
         self._dcp = DCP(
@@ -65,6 +71,9 @@ class RandomDCP:
             images=images,
             complete=complete,
             cache_gib=cache_gib,
+            mode=mode,
+            growth=growth,
+            share=share,
         )
 
     def rank(

@@ -37,6 +37,16 @@ def test_fits_drawn_channels_as_the_algorithm_on_the_whole_network_does(network,
             torch.testing.assert_close(ranking.fitted[name][tensor], value, rtol=1e-8, atol=1e-10)
 
 
+def test_fast_mode_takes_the_drawn_channels_too(network):
+    groups, images = find_groups(network, IMAGE), data()
+    drawn = CRITERIA.build("random", seed=4).rank(network, groups).orders
+    exact, fast = (RandomDCP(seed=4, mode=mode).rank(network, groups, images) for mode in ("exact", "fast"))
+    for name, order in drawn.items():
+        assert fast.orders[name].tolist() == order.tolist()
+        assert fast.losses[name][0].item() == pytest.approx(exact.losses[name][0].item())
+    assert any(not torch.equal(fast.losses[name], exact.losses[name]) for name in drawn)
+
+
 def test_another_seed_draws_other_channels(network):
     groups, images = find_groups(network, IMAGE), data()
     orders = [[o.tolist() for o in RandomDCP(seed=s).rank(network, groups, images).orders.values()] for s in (0, 0, 1)]
