@@ -43,7 +43,8 @@ def test_fast_mode_takes_the_drawn_channels_too(network):
     exact, fast = (RandomDCP(seed=4, mode=mode).rank(network, groups, images) for mode in ("exact", "fast"))
     for name, order in drawn.items():
         assert fast.orders[name].tolist() == order.tolist()
-        assert fast.losses[name][0].item() == pytest.approx(exact.losses[name][0].item())
+    first = next(iter(drawn))  # nothing is cut in front of it
+    assert fast.losses[first][0].item() == pytest.approx(exact.losses[first][0].item())
     assert any(not torch.equal(fast.losses[name], exact.losses[name]) for name in drawn)
 
 
