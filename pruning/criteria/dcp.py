@@ -5,23 +5,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from fractions import Fraction
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pruning.auxiliary import AuxiliaryLosses
 from pruning.criteria import Batches, calibration, evaluating, register
-from pruning.discrimination import GroupProblem, channel_norms
-from pruning.errors import OptionError, RankingError
+from pruning.discrimination.search import Search, Settings
+from pruning.errors import OptionError
 from pruning.greedy import GreedyRanking
-from pruning.groups import ChannelGroup, ChannelGroups
-from pruning.lineage import Traced
+from pruning.groups import ChannelGroups
 from pruning.modes import in_mode
-from pruning.reading import Objective
-from pruning.selection_data import Data, Inputs
-from pruning.surrogate import Surrogate, fits
 
 DEFAULT_RATE = 0.5
 GIB = 2**30
@@ -92,14 +87,25 @@ class DCP:
         _check("weight_decay", weight_decay, weight_decay >= 0, "at least 0")
         _check("images", images, images is None or images >= 1, "at least 1")
         _check("cache_gib", cache_gib, cache_gib >= 0, "at least 0")
-        self.rate = rate if rate is not None or epsilon is not None else DEFAULT_RATE
-        self.epsilon, self.norm, self.images, self.complete = epsilon, norm, images, complete
-        self.loss_weight, self.reconstruction_weight = loss_weight, reconstruction_weight
-        self.learning_rate, self.momentum, self.weight_decay = learning_rate, momentum, weight_decay
         _check("mode", mode, mode in ("exact", "fast"), "'exact' or 'fast'")
         _check("growth", growth, growth >= 1, "at least 1")
         _check("share", share, share >= 1, "at least 1")
-        self.cache_gib, self.mode, self.growth, self.share = cache_gib, mode, growth, share
+        self.images = images
+        self.settings = Settings(
+            rate=rate if rate is not None or epsilon is not None else DEFAULT_RATE,
+            epsilon=epsilon,
+            norm=norm,
+            loss_weight=loss_weight,
+            reconstruction_weight=reconstruction_weight,
+            learning_rate=learning_rate,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            complete=complete,
+            cache_gib=cache_gib,
+            mode=mode,
+            growth=growth,
+            share=share,
+        )
 
     def rank(
         self,
@@ -141,168 +147,10 @@ class DCP:
             DataError: a label without a class.
             GraphError: a reader that runs twice, or a network that cannot run in parts.
         """
-        run = _Run(self, network, auxiliary, criterion)
+        search = Search(self.settings, network, auxiliary, criterion)
         with _unmoved(network, baseline, auxiliary):
             data = list(calibration(batches, criterion, network, self.images))
-            return run.all_groups(baseline, groups, data, orders)
-
-
-class _Run:
-    """One call of `select`."""
-
-    def __init__(self, dcp: DCP, network: nn.Module, auxiliary: AuxiliaryLosses | None, criterion: str) -> None:
-        self.dcp, self.network, self.auxiliary, self.criterion = dcp, network, auxiliary, criterion
-        heads = 1.0 if auxiliary is None else auxiliary.placement.weight
-        self.objective = Objective(
-            reconstruction=dcp.reconstruction_weight,
-            discrimination=dcp.loss_weight * heads,
-            learning_rate=dcp.learning_rate,
-            momentum=dcp.momentum,
-            weight_decay=dcp.weight_decay,
-        )
-
-    def all_groups(
-        self, baseline: nn.Module, groups: ChannelGroups, data: Data, orders: Mapping[str, Sequence[int]] | None
-    ) -> GreedyRanking:
-        traced = Traced(self.network)
-        example = data[0][0][:2]
-        found: dict[str, tuple[Tensor, Tensor]] = {}
-        widths: dict[str, int] = {}
-        fitted: dict[str, dict[str, Tensor]] = {}
-        inputs: Inputs | None = None
-        for name, group in groups.items():
-            readers = [part.layer for part in group.readers if traced.runs(part.layer)]
-            if not readers:
-                raise RankingError(f"criterion '{self.criterion}', group '{name}': no layer reads it in eval mode")
-            end = self._end(traced, readers)
-            parts = [traced.segment(model, example, readers, end) for model in (self.network, baseline)]
-            inputs = Inputs(parts[0], parts[1], data, self.dcp.cache_gib * GIB, inputs)
-            head = None if self.auxiliary is None or end is None else self._head(end)
-            problem = GroupProblem(self.network, group, parts[0], inputs, head, self.objective)
-            layers = [self.network.get_submodule(reader.layer) for reader in problem.readers]
-            given = None if orders is None else orders[name]
-            if self.dcp.mode == "fast" and fits(problem, layers):
-                order, losses, widths[name] = self._fast_order(problem, group, layers, given, fitted)
-            else:
-                order, losses, widths[name] = self._order(problem, group, given, fitted)
-            found[name] = order, losses
-        return GreedyRanking(
-            self.criterion,
-            {name: order for name, (order, _) in found.items()},
-            {name: losses for name, (_, losses) in found.items()},
-            widths,
-            fitted,
-        )
-
-    def _end(self, traced: Traced, readers: Sequence[str]) -> str | None:
-        """Return the first module with a head that depends on all readers, None for the network's own output."""
-        names = () if self.auxiliary is None else self.auxiliary.names
-        return next((name for name in names if traced.reaches(readers, name)), None)
-
-    def _head(self, end: str) -> nn.Module:
-        assert self.auxiliary is not None
-        return self.auxiliary.heads[self.auxiliary.names.index(end)]
-
-    def _order(
-        self,
-        problem: GroupProblem,
-        group: ChannelGroup,
-        given: Sequence[int] | None,
-        fitted: dict[str, dict[str, Tensor]],
-    ) -> tuple[Tensor, Tensor, int]:
-        """Return the order of a group's channels, the loss curve and the reference width; put the fitted weights in."""
-        width = None if self.dcp.rate is None else reference_width(group, self.dcp.rate)
-        picked: list[int] = []
-        losses: list[float] = []
-        scores = torch.zeros(group.width, dtype=torch.float64)
-        while True:
-            last = len(picked) == (group.width if self.dcp.complete or width is None else width)
-            if last or given is not None:
-                losses.append(problem.loss())
-            else:
-                loss, slopes = problem.slopes()
-                losses.append(loss)
-                scores = channel_norms(slopes, self.dcp.norm)
-            self._check(group, losses[-1], scores)
-            if width is None and (last or self._settled(losses, group)):
-                width = len(picked)
-                last |= not self.dcp.complete
-            if len(picked) == width:
-                fitted[group.name] = problem.weights()
-            if last:
-                break
-            free = scores.index_fill(0, torch.tensor(picked, dtype=torch.long), -torch.inf)
-            picked.append(int(free.argmax()) if given is None else given[len(picked)])
-            problem.add(picked[-1])
-            problem.descend(picked)
-        assert width is not None
-        problem.put(fitted[group.name])
-        rest = [channel for channel in _descending(scores, given) if channel not in set(picked)]
-        return torch.tensor([*picked, *rest]), torch.tensor(losses, dtype=torch.float64), width
-
-    def _fast_order(
-        self,
-        problem: GroupProblem,
-        group: ChannelGroup,
-        layers: Sequence[nn.Module],
-        given: Sequence[int] | None,
-        fitted: dict[str, dict[str, Tensor]],
-    ) -> tuple[Tensor, Tensor, int]:
-        """Do what `_order` does; passes over images only where the number of picks has grown."""
-        width = None if self.dcp.rate is None else reference_width(group, self.dcp.rate)
-        surrogate, steps = Surrogate(problem, layers, self.dcp.share), len(problem.inputs)
-        picked: list[int] = []
-        losses = [surrogate.anchor()]
-        rest = channel_norms(surrogate.slopes(), self.dcp.norm)
-        self._check(group, losses[0], rest)
-        anchor = 0
-        while len(picked) < group.width and (self.dcp.complete or width is None or len(picked) < width):
-            if len(picked) >= max(anchor + 1, int(anchor * self.dcp.growth)):
-                surrogate.write()
-                losses[-1], anchor = surrogate.anchor(), len(picked)
-            rest = channel_norms(surrogate.slopes(), self.dcp.norm)
-            self._check(group, losses[-1], rest)
-            free = rest.index_fill(0, torch.tensor(picked, dtype=torch.long), -torch.inf)
-            picked.append(int(free.argmax()) if given is None else given[len(picked)])
-            surrogate.add(picked[-1])
-            surrogate.descend(picked, steps)
-            losses.append(surrogate.loss())
-            if width is None and (self._settled(losses, group) or len(picked) == group.width):
-                width = len(picked)
-            if len(picked) == width:
-                surrogate.write()
-                fitted[group.name] = problem.weights()
-        assert width is not None
-        self._check(group, losses[-1], rest)
-        problem.put(fitted[group.name])
-        behind = [channel for channel in _descending(rest, given) if channel not in set(picked)]
-        return torch.tensor([*picked, *behind]), torch.tensor(losses, dtype=torch.float64), width
-
-    def _settled(self, losses: Sequence[float], group: ChannelGroup) -> bool:
-        """Return whether the last pick changed the loss by no more than ε of the first loss, eq. 10."""
-        assert self.dcp.epsilon is not None
-        enough = len(losses) > max(1, group.minimum)
-        return enough and abs(losses[-2] - losses[-1]) <= self.dcp.epsilon * losses[0]
-
-    def _check(self, group: ChannelGroup, loss: float, scores: Tensor) -> None:
-        if not abs(loss) < float("inf") or not bool(scores.isfinite().all()):
-            what = "a loss" if not abs(loss) < float("inf") else "scores"
-            raise RankingError(
-                f"criterion '{self.criterion}', group '{group.name}': expected finite numbers, got {what} that "
-                f"are not; a lower learning_rate may help"
-            )
-
-
-def reference_width(group: ChannelGroup, rate: float) -> int:
-    """Return how many channels stay: all but ⌊rate · width⌋, in exact arithmetic; never fewer than a cut may leave."""
-    return max(group.minimum, group.width - int(Fraction(str(rate)) * group.width))
-
-
-def _descending(scores: Tensor, given: Sequence[int] | None) -> list[int]:
-    if given is not None:
-        return list(given)
-    order: list[int] = scores.sort(descending=True, stable=True).indices.tolist()
-    return order
+            return search.all_groups(baseline, groups, data, orders)
 
 
 @contextmanager

@@ -7,7 +7,8 @@ from small_networks import IMAGE, Residual, batches, chain, pictures, prepared
 from torch import nn
 
 from pruning.criteria import CRITERIA
-from pruning.criteria.dcp import DCP, reference_width
+from pruning.criteria.dcp import DCP
+from pruning.discrimination.search import reference_width
 from pruning.errors import DataError, OptionError, RankingError
 from pruning.groups import ChannelGroup, find_groups
 from pruning.surgery import prune

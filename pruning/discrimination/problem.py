@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pruning.auxiliary import check_labels
+from pruning.discrimination.reading import Moving, Objective, Reader
+from pruning.discrimination.selection_data import Batch, Inputs
 from pruning.groups import ChannelGroup
 from pruning.lineage import Segment
 from pruning.losses import main_logits
 from pruning.precision import uses_bfloat16
-from pruning.reading import Moving, Objective, Reader
-from pruning.selection_data import Batch, Inputs
 
 
 class GroupProblem:

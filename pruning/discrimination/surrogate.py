@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pruning.discrimination import GroupProblem
-from pruning.reading import Objective, Reader
-from pruning.selection_data import Inputs
+from pruning.discrimination.problem import GroupProblem
+from pruning.discrimination.reading import Objective, Reader
+from pruning.discrimination.selection_data import Inputs
 
 MOST = 100.0
 """Bound of γ: positions of a map move together, so Ḡ says too little, by less than the number of positions."""
