@@ -10,7 +10,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 IMPORTERS = {
-    "ray": ("search.sweep", "search.study", "search.scheduler", "search.prepare"),
+    "ray": (
+        "search.sweep",
+        "search.study",
+        "search.scheduler",
+        "search.prepare",
+        "search.launching",
+        "search.compare",
+    ),
     "mlflow": ("search.tracking", "search.model_registry"),
     "optuna": ("search.study", "search.space", "search.figures"),
     "torch.fx": ("pruning.lineage",),

@@ -19,7 +19,6 @@ from pruning.groups import ChannelGroups
 from pruning.modes import in_mode
 
 DEFAULT_RATE = 0.5
-GIB = 2**30
 
 
 @register("dcp")

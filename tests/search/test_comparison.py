@@ -1,10 +1,12 @@
 """Settings side by side: which cells a file means, what runs, and what the table says."""
 
 import statistics
+from pathlib import Path
 
 import pytest
 import yaml
 
+from pruning import CRITERIA
 from search import compare as comparing
 from search.compare import Result, compare, read_results, table_lines
 from search.comparison import load_cells
@@ -113,6 +115,12 @@ def test_each_kind_of_file_is_refused_by_the_other_command(file, tmp_path):
     plain.write_text(yaml.safe_dump(BASE))
     with pytest.raises(ExperimentError, match=r"expected a section 'compare', found none; .* prunesearch run"):
         load_cells(plain)
+
+
+def test_every_criterion_is_among_those_that_are_compared_block_by_block():
+    cells = load_cells(Path(__file__).parents[2] / "experiments" / "criteria-blocks.yaml")
+    compared = {CRITERIA.get(cell.experiment.search.criterion[0].name) for cell in cells}
+    assert compared == {CRITERIA.get(name) for name in CRITERIA.names()}
 
 
 # ── running ──────────────────────────────────────────────────────────────────────────────────────────────────────────
