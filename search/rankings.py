@@ -13,6 +13,7 @@ from filelock import FileLock
 from torch import nn
 
 from pruning import (
+    ALLOCATIONS,
     CRITERIA,
     AuxiliaryLosses,
     AuxiliaryPlacement,
@@ -38,15 +39,20 @@ BATCH = 128
 
 
 def rank_all(inputs: Inputs, say: Say = silent) -> dict[str, Ranking]:
-    """Return the rankings that trials can ask for, by key, as far as they are known before the trials are.
+    """Return the rankings that trials can ask for, by key, as far as they are needed before the trials are.
 
-    What depends on freely placed or freely weighted auxiliary losses is made when a trial asks for it.
+    A ranking that depends on auxiliary losses is made when the first trial asks for it, where and while others run;
+    unless a rule for the widths looks at it, which is asked before.
     """
+    asked = inputs.experiment.search
+    rules = [ALLOCATIONS.build(rule.name, **rule.options) for rule in asked.allocation if rule.name != "searched"]
+    early = any(rule.looks_at_ranking for rule in rules)
     rankings: dict[str, Ranking] = {}
-    for criterion in inputs.experiment.search.criterion:
-        for placement in inputs.experiment.search.auxiliary.known(len(inputs.blocks)):
+    for criterion in asked.criterion:
+        for placement in asked.auxiliary.known(len(inputs.blocks)):
             seen = seen_placement(inputs.experiment, criterion, placement)
-            if (key := ranking_key(criterion, seen)) not in rankings:
+            key = ranking_key(criterion, seen)
+            if key not in rankings and (early or seen is None):
                 rankings[key] = ranking_for(inputs, criterion, seen, say)
     return rankings
 

@@ -256,7 +256,7 @@ class Space:
         """Refuse a rule that needs a ranking where rankings are made only when a trial asks for them."""
         some = AuxiliaryPlacement(positions=1)
         late = self._experiment.search.auxiliary.some_are_free and seen_placement(self._experiment, criterion, some)
-        if not late:
+        if not (late and rule.looks_at_ranking):
             return
         try:
             rule.widths(self._groups, self._cost, macs, None)

@@ -18,6 +18,11 @@ class Allocation(Protocol):
         """Whether the widths follow from a budget; else the options fix them, and no budget is looked at."""
         ...
 
+    @property
+    def looks_at_ranking(self) -> bool:
+        """Whether the widths follow from a ranking, too."""
+        ...
+
     def widths(
         self, groups: ChannelGroups, cost: CostModel, macs: int | None, ranking: Ranking | None = None
     ) -> dict[str, int]:

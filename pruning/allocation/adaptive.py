@@ -45,6 +45,11 @@ class Adaptive:
         """See `Allocation.budgeted`."""
         return self.epsilon is None
 
+    @property
+    def looks_at_ranking(self) -> bool:
+        """See `Allocation.looks_at_ranking`."""
+        return True
+
     def widths(
         self, groups: ChannelGroups, cost: CostModel, macs: int | None, ranking: Ranking | None = None
     ) -> dict[str, int]:

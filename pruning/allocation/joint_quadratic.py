@@ -49,6 +49,11 @@ class JointQuadratic:
         """See `Allocation.budgeted`."""
         return True
 
+    @property
+    def looks_at_ranking(self) -> bool:
+        """See `Allocation.looks_at_ranking`."""
+        return True
+
     def widths(
         self, groups: ChannelGroups, cost: CostModel, macs: int | None, ranking: Ranking | None = None
     ) -> dict[str, int]:

@@ -37,6 +37,11 @@ class Uniform:
         """See `Allocation.budgeted`."""
         return self.rate is None
 
+    @property
+    def looks_at_ranking(self) -> bool:
+        """See `Allocation.looks_at_ranking`."""
+        return False
+
     def widths(
         self,
         groups: ChannelGroups,

@@ -73,11 +73,19 @@ def same(first, second):
 
 
 def test_what_does_not_see_the_losses_is_ranked_once_for_all_placements(fresh, made):
-    found = rank_all(fresh(search={"auxiliary": [0, 1, 2]}))
+    found = rank_all(fresh(search={"auxiliary": [0, 1, 2], "allocation": "global"}))
     assert made.count("l1") == 1
     assert made.count("ccp") == 3
     assert len(found) == 4
     assert [call for call in made if "heads" in call] == ["heads 3", "heads 2, 3"]
+
+
+def test_what_sees_the_losses_waits_for_a_trial_unless_the_widths_follow_from_it(fresh, made):
+    inputs = fresh(search={"auxiliary": [0, 1, 2], "allocation": ["searched", "uniform"]})
+    assert len(rank_all(inputs)) == 2
+    assert made == ["l1", "ccp"]
+    ranking_for(inputs, CCP, ONE)
+    assert made == ["l1", "ccp", "heads 2", "ccp"]
 
 
 def test_heads_and_rankings_of_a_placement_are_made_once(fresh, made):
