@@ -218,7 +218,9 @@ def _decided(record: TrialRecord, experiment: Experiment) -> dict[str, Any]:
             "auxiliary.head": auxiliary.head,
             "auxiliary.weight": auxiliary.weight,
         }
-    return {"criterion": record.policy.criterion.name, **fixed, **record.params}
+    # Free places were proposed as numbers that mean nothing by themselves.
+    searched = {name: value for name, value in record.params.items() if not name.startswith("auxiliary.position.")}
+    return {"criterion": record.policy.criterion.name, **fixed, **searched}
 
 
 def _place(path: Path) -> str:

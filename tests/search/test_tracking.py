@@ -185,7 +185,8 @@ def test_a_sweep_is_a_parent_with_a_nested_run_for_each_trial(storage):
 def test_a_run_says_where_its_auxiliary_losses_sit(storage):
     placement = AuxiliaryPlacement(kind="explicit", positions=(7, "layer3.2"), weight=0.5)
     record = trial(0)
-    record = replace(record, policy=record.policy.model_copy(update={"auxiliary": placement}))
+    policy = record.policy.model_copy(update={"auxiliary": placement})
+    record = replace(record, policy=policy, params={"auxiliary.count": 2, "auxiliary.position.1of2": 6})
     found = experiment(storage, search={"trials": 1, "auxiliary": {"count": [0, 2], "placement": ["even", "free"]}})
     tell_all(found, [record])
     _, runs = runs_of(default_uri(storage))
