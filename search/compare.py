@@ -60,8 +60,8 @@ def compare(cells: Sequence[Cell], say: Say = silent, address: str = "local") ->
     interrupted, or gets more rows, goes on with what is missing.
 
     Raises:
-        SweepError: a cell failed; the others are run and written first.
-        ExperimentError: a cell whose experiment leaves something to search, or that does not fit.
+        SweepError: a cell failed, e.g. as it leaves something to search; the others are run and written first.
+        ExperimentError: more of a resource than this machine has.
     """
     first = cells[0].experiment
     folder = first.folder.resolve()
@@ -73,6 +73,7 @@ def compare(cells: Sequence[Cell], say: Say = silent, address: str = "local") ->
     failures: list[str] = []
     if left:
         _train_baselines(left, say)
+        _end_line(folder / RESULTS)
         with ray_session(first, address), (folder / RESULTS).open("a", encoding="utf-8") as file:
             for number, (cell, result) in enumerate(_finished(left), start=1):
                 if isinstance(result, str):
@@ -100,6 +101,12 @@ def read_results(folder: Path) -> dict[str, Result]:
             continue
         results[result.key] = result
     return results
+
+
+def _end_line(path: Path) -> None:
+    """End a line that a crash tore, so that the next result gets a line of its own."""
+    if path.exists() and (content := path.read_bytes()) and not content.endswith(b"\n"):
+        path.write_bytes(content + b"\n")
 
 
 def run_cell(cell: Cell) -> Result:

@@ -1,6 +1,7 @@
 """Settings side by side: which cells a file means, what runs, and what the table says."""
 
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,10 @@ def test_a_torn_line_is_left_out(tmp_path):
     whole = Result("a", {"macs": 1.0}, (Metrics(0, 0.5, 1.0, 2, 3),))
     (tmp_path / "cells.jsonl").write_text(whole.to_json() + "\n" + whole.to_json()[:30])
     assert read_results(tmp_path) == {"a": whole}
+    comparing._end_line(tmp_path / "cells.jsonl")
+    with (tmp_path / "cells.jsonl").open("a") as file:
+        file.write(replace(whole, key="b").to_json() + "\n")
+    assert set(read_results(tmp_path)) == {"a", "b"}
 
 
 # ── the table ────────────────────────────────────────────────────────────────────────────────────────────────────────
