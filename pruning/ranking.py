@@ -196,7 +196,10 @@ def load_ranking(path: Path) -> Ranking:
     kind = about.get("kind", "nested")
     if kind not in _KINDS:
         raise RankingError(f"ranking {path}: expected a {' or '.join(sorted(_KINDS))} one, got '{kind}'")
-    return _KINDS[kind](about["criterion"], parts, about.get("extra", {}))
+    try:
+        return _KINDS[kind](about["criterion"], parts, about.get("extra", {}))
+    except (KeyError, ValueError) as error:  # another version's
+        raise RankingError(f"ranking {path}: expected the tensors of a {kind} one, got others: {error}") from error
 
 
 Load = Callable[[str, Mapping[str, dict[str, Tensor]], Mapping[str, Any]], Ranking]

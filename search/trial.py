@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning import (
+    AuxiliaryLosses,
     Cost,
     ImageSplit,
     Kept,
@@ -62,7 +63,7 @@ def run_trial(policy: Policy, inputs: Inputs, report: Report, resume: Mapping[st
         PruningError: the policy does not fit, or training broke down.
     """
     clock = _Clock(resume)
-    network, auxiliary = (inputs.network(), None) if policy.auxiliary is None else with_heads(inputs, policy.auxiliary)
+    network, auxiliary = _uncut(policy, inputs)
     ranking = ranking_for(inputs, policy.criterion, policy.auxiliary)
     kept = prune(network, policy, ranking, groups=inputs.groups, example_input=inputs.example)
     train, recipe = inputs.data.train, policy.recipe
@@ -72,7 +73,9 @@ def run_trial(policy: Policy, inputs: Inputs, report: Report, resume: Mapping[st
     if recipe.from_scratch:
         draw_weights(network, policy.seed)
     network.to(inputs.device)
-    if resume is None:
+    if resume is not None:
+        set_weights(network, resume["network"])
+    elif not recipe.from_scratch:
         recalibrate(
             network,
             train,
@@ -81,8 +84,6 @@ def run_trial(policy: Policy, inputs: Inputs, report: Report, resume: Mapping[st
             device=inputs.device,
             seed=policy.seed,
         )
-    else:
-        set_weights(network, resume["network"])
     cost = count_cost(network, inputs.example)
     latency = _latency(network, inputs)
 
@@ -106,6 +107,18 @@ def run_trial(policy: Policy, inputs: Inputs, report: Report, resume: Mapping[st
     for epoch in training:
         metrics = measure(epoch.epoch, epoch.state)
     return Outcome(network, kept, metrics)
+
+
+def _uncut(policy: Policy, inputs: Inputs) -> tuple[nn.Module, AuxiliaryLosses | None]:
+    """Return the baseline, and heads on it: trained ones where the network that they join is trained, too."""
+    if policy.auxiliary is None:
+        return inputs.network(), None
+    if not policy.recipe.from_scratch:
+        return with_heads(inputs, policy.auxiliary)
+    network = inputs.network()
+    return network, AuxiliaryLosses(
+        network, policy.auxiliary, inputs.model.num_classes, inputs.example, seed=policy.seed
+    )
 
 
 class _Clock:

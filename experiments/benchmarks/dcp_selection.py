@@ -6,7 +6,8 @@ Half of each group is picked. As published, each pick takes two passes over the 
 networks; `--picks` of them are timed for each group, in exact mode's state, and the rest is counted at the same price.
 All run with as many threads, in float32 but for fast mode's passes, in bfloat16 where the machine is faster in it.
 `--reordered` adds exact mode on the same batches in another order: what one order keeps and the other does not, chance
-decides. Wall time: nothing else should run. Without weights and images both are random.
+decides. `--without-reconstruction` adds exact mode without L_M: what a cheaper gradient of it could save at most. Wall
+time: nothing else should run. Without weights and images both are random.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ def main() -> None:
         f"fast, growth {growth:g}": DCP(complete=False, mode="fast", growth=growth) for growth in arguments.growth
     }
     criteria["exact"] = DCP(complete=False)
+    if arguments.without_reconstruction:
+        criteria["exact, L_S alone"] = DCP(complete=False, reconstruction_weight=0)
     if arguments.reordered:
         criteria["exact, batches in another order"] = DCP(complete=False)
     rankings, seconds = {}, {}
@@ -68,18 +71,19 @@ def main() -> None:
         common = {name: shared(exact, ranking, name) for name in groups}
         each = ", ".join(f"{name} {count}/{exact.fitted_widths[name]}" for name, count in common.items())
         print(f"{mode}: {published / seconds[mode]:.1f} times as fast; kept as exact mode: {each}; ", end="")
-        print(f"{sum(common.values()) / picks:.1%}")
+        print(f"{sum(common.values()) / picks:.1%}", flush=True)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measure how long dcp takes to select channels.")
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--images", type=Path, help="folder with train/<class>/ and test/<class>/")
-    parser.add_argument("--count", type=int, default=256)
-    parser.add_argument("--groups", nargs="+", default=["layer1.3.conv1", "layer2.4.conv1", "layer3.4.conv1"])
-    parser.add_argument("--picks", type=int, default=2)
-    parser.add_argument("--growth", type=float, nargs="+", default=[1.5])
+    parser.add_argument("--count", type=int, default=512)
+    parser.add_argument("--groups", nargs="+", default=["*.conv1"], help="the 27 inner ones")
+    parser.add_argument("--picks", type=int, default=1)
+    parser.add_argument("--growth", type=float, nargs="+", default=[2.0])
     parser.add_argument("--reordered", action="store_true", help="also see how far exact mode agrees with itself")
+    parser.add_argument("--without-reconstruction", action="store_true", help="also see what L_M costs in exact mode")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 

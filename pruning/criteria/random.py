@@ -27,6 +27,10 @@ class Random(ScoreCriterion):
         self.seed = seed
 
     def score(self, group: ChannelGroup, model: nn.Module) -> Tensor:  # noqa: ARG002, blind by intent
+        """Return what is drawn."""
+        return self.draw(group)
+
+    def draw(self, group: ChannelGroup) -> Tensor:
         """Return uniform numbers in [0, 1), float64 `[channels]`."""
         digest = hashlib.sha256(f"{self.seed}/{group.name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.auxiliary import AuxiliaryLosses
+from pruning.discrimination.options import SearchOptions
 from pruning.discrimination.problem import GroupProblem, channel_norms
 from pruning.discrimination.reading import Objective
 from pruning.discrimination.selection_data import Data, Inputs
@@ -24,57 +25,43 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How to search; see the criterion `dcp`."""
+class Choice:
+    """Which channel joins next: the one with the largest gradient by `norm`, or the next one of its group's order."""
 
-    rate: float | None
-    epsilon: float | None
-    norm: Literal["frobenius", "code"]
-    loss_weight: float
-    reconstruction_weight: float
-    learning_rate: float
-    momentum: float
-    weight_decay: float
-    complete: bool
-    cache_gib: float
-    mode: Literal["exact", "fast"]
-    growth: float
-    share: int
+    norm: Literal["frobenius", "code"] = "frobenius"
+    orders: Mapping[str, Sequence[int]] | None = None
 
 
 class Search:
     """The greedy search of one network, group after group in the order of the graph.
 
     Args:
-        settings: how to search.
+        options: how to search; messages and the ranking bear their name.
         network: frozen and in eval mode; its readers' weights change in place.
         auxiliary: heads, in the order in which they run.
-        criterion: whom messages and the ranking name.
+        choice: which channel joins next.
     """
 
     def __init__(
-        self, settings: Settings, network: nn.Module, auxiliary: AuxiliaryLosses | None, criterion: str
+        self, options: SearchOptions, network: nn.Module, auxiliary: AuxiliaryLosses | None, choice: Choice
     ) -> None:
-        self.settings, self.network, self.auxiliary, self.criterion = settings, network, auxiliary, criterion
+        self.options, self.network, self.auxiliary, self.choice = options, network, auxiliary, choice
         heads = 1.0 if auxiliary is None else auxiliary.placement.weight
         self.objective = Objective(
-            reconstruction=settings.reconstruction_weight,
-            discrimination=settings.loss_weight * heads,
-            learning_rate=settings.learning_rate,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
+            reconstruction=options.reconstruction_weight,
+            discrimination=options.loss_weight * heads,
+            learning_rate=options.learning_rate,
+            momentum=options.momentum,
+            weight_decay=options.weight_decay,
         )
 
-    def all_groups(
-        self, baseline: nn.Module, groups: ChannelGroups, data: Data, orders: Mapping[str, Sequence[int]] | None
-    ) -> GreedyRanking:
+    def all_groups(self, baseline: nn.Module, groups: ChannelGroups, data: Data) -> GreedyRanking:
         """Search every group; leave each cut to its reference width, with its fitted weights.
 
         Args:
             baseline: the uncut network.
             groups: of both.
             data: the selection set, at least one batch.
-            orders: for each group its channels in the order in which to take them; None: by their gradients.
 
         Raises:
             RankingError: a group that nothing reads, or a loss or score that is not finite.
@@ -88,21 +75,21 @@ class Search:
         for name, group in groups.items():
             readers = [part.layer for part in group.readers if traced.runs(part.layer)]
             if not readers:
-                raise RankingError(f"criterion '{self.criterion}', group '{name}': no layer reads it in eval mode")
+                raise RankingError(f"criterion '{self.options.name}', group '{name}': no layer reads it in eval mode")
             end = self._end(traced, readers)
             parts = [traced.segment(model, example, readers, end) for model in (self.network, baseline)]
-            inputs = Inputs(parts[0], parts[1], data, self.settings.cache_gib * GIB, inputs)
+            inputs = Inputs(parts[0], parts[1], data, self.options.cache_gib * GIB, inputs)
             head = None if self.auxiliary is None or end is None else self._head(end)
             problem = GroupProblem(self.network, group, parts[0], inputs, head, self.objective)
             layers = [self.network.get_submodule(reader.layer) for reader in problem.readers]
-            given = None if orders is None else orders[name]
-            if self.settings.mode == "fast" and fits(problem, layers):
+            given = None if self.choice.orders is None else self.choice.orders[name]
+            if self.options.mode == "fast" and fits(problem, layers):
                 order, losses, widths[name] = self._fast_order(problem, group, layers, given, fitted)
             else:
                 order, losses, widths[name] = self._order(problem, group, given, fitted)
             found[name] = order, losses
         return GreedyRanking(
-            self.criterion,
+            self.options.name,
             {name: order for name, (order, _) in found.items()},
             {name: losses for name, (_, losses) in found.items()},
             widths,
@@ -126,22 +113,22 @@ class Search:
         fitted: dict[str, dict[str, Tensor]],
     ) -> tuple[Tensor, Tensor, int]:
         """Return the order of a group's channels, the loss curve and the reference width; put the fitted weights in."""
-        width = None if self.settings.rate is None else reference_width(group, self.settings.rate)
+        width = None if self.options.reference_rate is None else reference_width(group, self.options.reference_rate)
         picked: list[int] = []
         losses: list[float] = []
         scores = torch.zeros(group.width, dtype=torch.float64)
         while True:
-            last = len(picked) == (group.width if self.settings.complete or width is None else width)
+            last = len(picked) == (group.width if self.options.complete or width is None else width)
             if last or given is not None:
                 losses.append(problem.loss())
             else:
                 loss, slopes = problem.slopes()
                 losses.append(loss)
-                scores = channel_norms(slopes, self.settings.norm)
+                scores = channel_norms(slopes, self.choice.norm)
             self._check(group, losses[-1], scores)
             if width is None and (last or self._settled(losses, group)):
                 width = len(picked)
-                last |= not self.settings.complete
+                last |= not self.options.complete
             if len(picked) == width:
                 fitted[group.name] = problem.weights()
             if last:
@@ -164,18 +151,18 @@ class Search:
         fitted: dict[str, dict[str, Tensor]],
     ) -> tuple[Tensor, Tensor, int]:
         """Do what `_order` does; passes over images only where the number of picks has grown."""
-        width = None if self.settings.rate is None else reference_width(group, self.settings.rate)
-        surrogate, steps = Surrogate(problem, layers, self.settings.share), len(problem.inputs)
+        width = None if self.options.reference_rate is None else reference_width(group, self.options.reference_rate)
+        surrogate, steps = Surrogate(problem, layers, self.options.share), len(problem.inputs)
         picked: list[int] = []
         losses = [surrogate.anchor()]
-        rest = channel_norms(surrogate.slopes(), self.settings.norm)
+        rest = channel_norms(surrogate.slopes(), self.choice.norm)
         self._check(group, losses[0], rest)
         anchor = 0
-        while len(picked) < group.width and (self.settings.complete or width is None or len(picked) < width):
-            if len(picked) >= max(anchor + 1, int(anchor * self.settings.growth)):
+        while len(picked) < group.width and (self.options.complete or width is None or len(picked) < width):
+            if len(picked) >= max(anchor + 1, int(anchor * self.options.growth)):
                 surrogate.write()
                 losses[-1], anchor = surrogate.anchor(), len(picked)
-            rest = channel_norms(surrogate.slopes(), self.settings.norm)
+            rest = channel_norms(surrogate.slopes(), self.choice.norm)
             self._check(group, losses[-1], rest)
             free = rest.index_fill(0, torch.tensor(picked, dtype=torch.long), -torch.inf)
             picked.append(int(free.argmax()) if given is None else given[len(picked)])
@@ -195,15 +182,15 @@ class Search:
 
     def _settled(self, losses: Sequence[float], group: ChannelGroup) -> bool:
         """Return whether the last pick changed the loss by no more than ε of the first loss, eq. 10."""
-        assert self.settings.epsilon is not None
+        assert self.options.epsilon is not None
         enough = len(losses) > max(1, group.minimum)
-        return enough and abs(losses[-2] - losses[-1]) <= self.settings.epsilon * losses[0]
+        return enough and abs(losses[-2] - losses[-1]) <= self.options.epsilon * losses[0]
 
     def _check(self, group: ChannelGroup, loss: float, scores: Tensor) -> None:
         if not abs(loss) < float("inf") or not bool(scores.isfinite().all()):
             what = "a loss" if not abs(loss) < float("inf") else "scores"
             raise RankingError(
-                f"criterion '{self.criterion}', group '{group.name}': expected finite numbers, got {what} that "
+                f"criterion '{self.options.name}', group '{group.name}': expected finite numbers, got {what} that "
                 f"are not; a lower learning_rate may help"
             )
 

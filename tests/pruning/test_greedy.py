@@ -11,7 +11,7 @@ from torch import nn
 from pruning.errors import RankingError, SurgeryError
 from pruning.greedy import FittingRanking, GreedyRanking
 from pruning.groups import find_groups
-from pruning.ranking import load_ranking
+from pruning.ranking import load_ranking, write_ranking
 from pruning.surgery import prune
 
 EXAMPLE = torch.zeros(1, 3, 6, 6)
@@ -54,6 +54,15 @@ def test_a_file_gives_it_back_whole(ranking, tmp_path):
         assert torch.equal(again.losses[name], ranking.losses[name])
     assert {key: value.tolist() for key, value in again.base.items()} == {"0.bias": [0, 1, 2, 3]}
     assert all(torch.equal(again.fitted["0"][key], value) for key, value in ranking.fitted["0"].items())
+
+
+def test_a_file_without_its_tensors_is_refused(ranking, tmp_path):
+    parts = {"order": ranking.orders, "loss": ranking.losses, "fitted": {}}
+    write_ranking(tmp_path / "r.safetensors", "greedy", "dcp", parts, {"fitted_widths": {"0": 2, "2": 3}})
+    load_ranking(tmp_path / "r.safetensors")
+    write_ranking(tmp_path / "r.safetensors", "greedy", "dcp", parts)
+    with pytest.raises(RankingError, match="expected the tensors of a greedy one, got others: 'fitted_widths'"):
+        load_ranking(tmp_path / "r.safetensors")
 
 
 @pytest.mark.parametrize(("width", "fitted"), [(2, True), (3, False)])

@@ -114,6 +114,21 @@ def test_from_scratch_nothing_of_the_baseline_is_left(inputs):
     assert weights(asked, inputs) == hash_weights(outcome.network.state_dict())
 
 
+def test_from_scratch_heads_are_new_too_and_nothing_is_trained_for_them(inputs):
+    place = AuxiliaryPlacement(kind="explicit", positions=(3,), weight=1.0)
+    scratch = {"from_scratch": True, "epochs": 0}
+    heads = inputs.experiment.storage / "cache" / "auxiliary"
+    before = set(heads.glob("*")) if heads.exists() else set()
+    first = weights(policy(inputs, recipe=scratch | {"recalibration_images": 20}, auxiliary=place), inputs)
+    assert first == weights(policy(inputs, recipe=scratch | {"recalibration_images": 0}), inputs)
+    joint, none = (
+        weights(policy(inputs, recipe=scratch | {"epochs": 1, "auxiliary": kind}, auxiliary=place), inputs)
+        for kind in ("joint", "none")
+    )
+    assert joint != none
+    assert (set(heads.glob("*")) if heads.exists() else set()) == before
+
+
 def test_a_trial_asks_for_a_ranking_that_nobody_made_before(inputs, monkeypatch):
     asked = policy(inputs, criterion="ccp", auxiliary=AT_ONE)
     before = set(inputs.rankings)
