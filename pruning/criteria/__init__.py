@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import ClassVar, Protocol, final
 
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from pruning.auxiliary import AuxiliaryLosses
 from pruning.errors import RankingError
 from pruning.groups import ChannelGroup, ChannelGroups
-from pruning.modes import in_mode
+from pruning.modes import batch_statistics, in_mode
 from pruning.ranking import NestedRanking, Ranking
 from pruning.registry import Registry
+from pruning.streaming import Observer, Request, observe
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Normalised images `[images, channels, height, width]` and int64 labels `[images]`, on any device."""
@@ -53,7 +54,18 @@ class Criterion(Protocol):
 CRITERIA: Registry[Criterion] = Registry("criterion", "pruning.criteria")
 register = CRITERIA.register
 
-__all__ = ["CRITERIA", "Batches", "Criterion", "ScoreCriterion", "calibration", "evaluating", "register"]
+__all__ = [
+    "CRITERIA",
+    "Batches",
+    "Criterion",
+    "ScoreCriterion",
+    "StreamingCriterion",
+    "Watcher",
+    "calibration",
+    "evaluating",
+    "rank_together",
+    "register",
+]
 
 
 class ScoreCriterion(ABC):
@@ -79,6 +91,90 @@ class ScoreCriterion(ABC):
         with torch.no_grad():
             scores = {name: self.score(group, model) for name, group in groups.items()}
         return NestedRanking.from_scores(self.name, scores)
+
+
+class Watcher(Observer, Protocol):
+    """Looks at feature maps for one criterion."""
+
+    def ranking(self) -> Ranking:
+        """Return the ranking after the last image.
+
+        Raises:
+            RankingError: a score that is not finite.
+        """
+        ...
+
+
+class StreamingCriterion(ABC):
+    """A criterion of feature maps that needs to see each only once; several share one pass, see `rank_together`.
+
+    Attributes:
+        images: how many images to look at, the first ones of the batches; None for all.
+        together: all of them in one forward pass.
+        batch_statistics: batch norm takes the statistics of the batch, not the running ones.
+    """
+
+    name: ClassVar[str]
+    needs_data: ClassVar[bool] = True
+    uses_auxiliary: ClassVar[bool] = False
+    together: ClassVar[bool] = False
+
+    images: int | None = None
+    batch_statistics: bool = False
+
+    @abstractmethod
+    def watcher(self, model: nn.Module, groups: ChannelGroups) -> Watcher:
+        """Return who looks at the maps of `groups` for this criterion."""
+
+    @final
+    def rank(
+        self,
+        model: nn.Module,
+        groups: ChannelGroups,
+        batches: Batches | None = None,
+        auxiliary: AuxiliaryLosses | None = None,
+    ) -> Ranking:
+        """Rank in a pass of its own; see `Criterion.rank`."""
+        return rank_together({self.name: self}, model, groups, batches, auxiliary)[self.name]
+
+
+def rank_together(
+    criteria: Mapping[str, Criterion],
+    model: nn.Module,
+    groups: ChannelGroups,
+    batches: Batches | None = None,
+    auxiliary: AuxiliaryLosses | None = None,
+) -> dict[str, Ranking]:
+    """Rank by several criteria; those that stream feature maps share one pass over the images.
+
+    Args:
+        criteria: by any name.
+        model: see `Criterion.rank`.
+        groups: see `Criterion.rank`.
+        batches: read once for all that stream, and once for each other criterion that needs data.
+        auxiliary: see `Criterion.rank`.
+
+    Returns:
+        The rankings by the same names.
+
+    Raises:
+        RankingError: as for `Criterion.rank`.
+    """
+    rankings: dict[str, Ranking] = {}
+    streaming = {name: one for name, one in criteria.items() if isinstance(one, StreamingCriterion)}
+    for of_batch in (False, True):
+        chosen = {name: one for name, one in streaming.items() if one.batch_statistics is of_batch}
+        if not chosen:
+            continue
+        watchers = {name: one.watcher(model, groups) for name, one in chosen.items()}
+        requests = [Request(watchers[name], one.images, one.together) for name, one in chosen.items()]
+        with evaluating(model), batch_statistics(model, on=of_batch):
+            observe(model, groups, calibration(batches, "', '".join(chosen), model), requests)
+        rankings |= {name: watcher.ranking() for name, watcher in watchers.items()}
+    for name, one in criteria.items():
+        if name not in streaming:
+            rankings[name] = one.rank(model, groups, batches, auxiliary)
+    return {name: rankings[name] for name in criteria}
 
 
 def calibration(
