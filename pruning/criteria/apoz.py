@@ -18,7 +18,8 @@ from pruning.streaming import Reading
 class APoZ(StreamingCriterion):
     """Minus the average share of zeros in the channel's map, over images and places.
 
-    Paper: Hu et al., Network Trimming: A Data-Driven Neuron Pruning Approach towards Efficient Architectures, arXiv 2016.
+    Paper: Hu et al., Network Trimming: A Data-Driven Neuron Pruning Approach towards Efficient Deep Architectures,
+    arXiv 2016.
     Differs: ranks within a group, where the paper trims what exceeds its layer's mean by a standard deviation, retrains
     and repeats. The map is taken where the channel is read, behind a pool if there is one; of a channel that is read in
     several places the mean over the maps counts.
