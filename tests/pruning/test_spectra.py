@@ -172,6 +172,14 @@ def test_a_zero_map_adds_exactly_nothing_and_any_other_something(shape):
     assert bool((drops >= 0).all())
 
 
+@pytest.mark.parametrize("shape", [(16, 5, 5), (32, 3, 3)], ids=str)
+def test_drops_of_channels_below_rounding_stay_positive_and_small(shape):
+    maps = torch.randn(20, *shape, dtype=torch.float64) * torch.logspace(0, -18, shape[0]).double()[:, None, None]
+    drops, expected = nuclear_drops(maps), without_each(maps)
+    assert bool((drops > 0).all())
+    assert bool(((drops - expected).abs() <= 1e-5 * expected + 1e-8 * expected.max()).all())
+
+
 @pytest.mark.parametrize("shape", [(6, 4, 4), (20, 3, 3)], ids=str)
 def test_drops_move_with_the_channels_and_grow_with_the_maps(shape):
     maps = torch.randn(4, *shape, dtype=torch.float64)
