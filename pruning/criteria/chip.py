@@ -49,6 +49,6 @@ class CHIP(StreamingCriterion):
 
     def _independence(self, maps: Tensor) -> Tensor:
         if self.round_decimals is not None:
-            exact = maps if maps.dtype.itemsize >= 4 else maps.double()  # half precision has no 4 decimals
+            exact = maps if maps.dtype.itemsize >= 4 else maps.double()  # half precision has too few digits
             maps = exact.round(decimals=self.round_decimals)
         return nuclear_drops(maps)
