@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import ClassVar
 
 import torch
@@ -35,31 +36,33 @@ class DLRFC(StreamingCriterion):
 
     Args:
         images: how many images to look at, the first ones of the batches; None takes all.
-        top: how many of them count for a channel; no more than half of the images that were seen, as the entropy of all
-            images is the same for every channel.
+        top: how many of them count for a channel, at most.
+        share: at most this share of the images that were seen counts, to half of them: the more count, the nearer every
+            channel comes to the entropy of all images. The default is the authors', 640 of 12,800.
         response: what an image's response is: the `l2` norm of the map, or the `max` of its absolute values.
     """
 
     name: ClassVar[str] = "dlrfc"
 
-    def __init__(self, images: int | None = 12_800, top: int = 640, response: str = "l2") -> None:
+    def __init__(self, images: int | None = 12_800, top: int = 640, share: float = 0.05, response: str = "l2") -> None:
         if images is not None and images < 1:
             raise OptionError(f"criterion 'dlrfc', images: expected at least 1, got {images}")
         if top < 1:
             raise OptionError(f"criterion 'dlrfc', top: expected at least 1, got {top}")
+        if not 0 < share <= 0.5:
+            raise OptionError(f"criterion 'dlrfc', share: expected more than 0 to 0.5, got {share}")
         if response not in RESPONSES:
             raise OptionError(f"criterion 'dlrfc', response: expected {' or '.join(RESPONSES)}, got '{response}'")
-        self.images, self.top, self.response = images, top, response
+        self.images, self.top, self.share, self.response = images, top, share, response
 
     def watcher(self, model: nn.Module, groups: ChannelGroups) -> _Responses:  # noqa: ARG002
         """See `StreamingCriterion.watcher`."""
-        return _Responses(groups, self.top, math.inf if self.response == "max" else 2)
+        return _Responses(groups, self.top, Fraction(str(self.share)), math.inf if self.response == "max" else 2)
 
 
 class _Responses:
-    def __init__(self, groups: ChannelGroups, top: int, order: float) -> None:
-        self.groups, self.order = groups, order
-        self.top = top
+    def __init__(self, groups: ChannelGroups, top: int, share: Fraction, order: float) -> None:
+        self.groups, self.top, self.share, self.order = groups, top, share, order
         self.tops: dict[str, dict[str, _Top]] = {name: {} for name in groups}
 
     def see(self, reading: Reading) -> None:
@@ -76,7 +79,7 @@ class _Responses:
         for name, group in self.groups.items():
             entropy = torch.zeros(group.width, dtype=torch.float64)  # of a group that nobody reads
             for top in self.tops[name].values():
-                entropy += top.entropy().cpu()
+                entropy += top.entropy(self.share).cpu()
             scores[name] = -entropy
         return NestedRanking.from_scores(DLRFC.name, scores)
 
@@ -109,8 +112,11 @@ class _Top:
         lost += older * (self.values[:, -1:] == smallest).any(dim=1, keepdim=True)
         self.values, self.labels, self.lost = kept, labels, lost
 
-    def entropy(self) -> Tensor:
-        """Return the entropy of the labels behind each channel's largest responses, float64 `[channels]`.
+    def entropy(self, share: Fraction) -> Tensor:
+        """Return the entropy of the labels behind each channel's largest responses, in bits, float64 `[channels]`.
+
+        Args:
+            share: of all images, how many count at most; one always does.
 
         Raises:
             RankingError: all images are of one class.
@@ -119,13 +125,13 @@ class _Top:
             raise RankingError(
                 f"criterion 'dlrfc': expected images of at least two classes, got only class {min(self.classes)}"
             )
-        places = min(self.most, max(1, self.images // 2))
+        places = min(self.most, max(1, math.floor(share * self.images)))
         last, smallest = self.values[:, places - 1 : places], self.values[:, -1:]
         above = self._count(self.labels, self.values > last)
         tied = self._count(self.labels, self.values == last) + self.lost * (last == smallest)
         counts = above + tied * ((places - above.sum(dim=1)) / tied.sum(dim=1))[:, None]
-        shares = (counts / places).sort(dim=1).values  # the same shares add up to the same, whichever classes have them
-        entropy: Tensor = torch.special.entr(shares).sum(dim=1) / math.log(2)
+        shares = (counts / places).sort(dim=1).values  # equal shares add up to the same, whoever has them
+        entropy: Tensor = torch.special.entr(shares).cumsum(dim=1)[:, -1] / math.log(2)
         entropy[self.values[:, 0] == 0] = math.log2(len(self.classes)) + 1
         entropy[~self.values.isfinite().all(dim=1)] = torch.nan
         return entropy

@@ -1,4 +1,5 @@
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -22,14 +23,14 @@ def _seeded():
 
 
 def ranked(model, data, groups=None, **options):
-    return CRITERIA.build("dlrfc", **options).rank(model, groups or find_groups(model, IMAGE), data)
+    return CRITERIA.build("dlrfc", **{"share": 0.5} | options).rank(model, groups or find_groups(model, IMAGE), data)
 
 
-def slow_entropy(responses, labels, top):
+def slow_entropy(responses, labels, top, share=0.5):
     """Return the entropy of the labels of the largest responses; equal ones share the places that are left."""
     if not any(responses):
         return math.log2(len(set(labels))) + 1
-    places = min(top, max(1, len(responses) // 2))
+    places = min(top, max(1, math.floor(len(responses) * share)))
     last = sorted(responses, reverse=True)[places - 1]
     above = [label for response, label in zip(responses, labels, strict=True) if response > last]
     tied = [label for response, label in zip(responses, labels, strict=True) if response == last]
@@ -48,7 +49,7 @@ def top_of(responses, labels, top, sizes):
     for of_batch, of_labels in zip(x.split(sizes, dim=1), y.split(sizes), strict=True):
         if len(of_labels):
             found.add(of_batch, of_labels)
-    return found.entropy().tolist()
+    return found.entropy(Fraction(1, 2)).tolist()
 
 
 @st.composite
@@ -113,6 +114,29 @@ def test_is_minus_the_entropy_added_up_over_the_maps_where_a_channel_is_read(mak
             assert scores[name][channel].item() == pytest.approx(expected, abs=1e-12)
 
 
+def test_a_map_that_two_layers_read_counts_once():
+    class Fork(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.one, self.other = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 1), nn.Conv2d(4, 5, 3, padding=1)
+
+        def forward(self, x):
+            x = torch.relu(self.first(x))
+            return (self.one(x) + self.other(x)).mean((2, 3))
+
+    model, (images, labels) = prepared(Fork()), pictures(40)
+    responses = torch.relu(model.first(images)).flatten(2).norm(dim=2).T.tolist()
+    expected = [-slow_entropy(channel, labels.tolist(), 7) for channel in responses]
+    assert ranked(model, [(images, labels)], top=7).scores["first"].tolist() == pytest.approx(expected)
+
+
+def test_equal_shares_give_equal_entropies_whichever_classes_have_them():
+    # The order in which a row is added up depends on its length, here 5 and 4 classes.
+    responses = [[0.0, 1.0, *[0.0] * 4, *[1.0] * 6]]
+    labels = [[0, last, *[0] * 9, 1] for last in (4, 3)]
+    assert top_of(responses, labels[0], 3, []) == top_of(responses, labels[1], 3, [])
+
+
 def test_the_coupled_group_of_a_residual_network_is_read_as_two_maps():
     model = prepared(Residual())
     assert len(maps_of(model, find_groups(model, IMAGE), pictures(2)[0])["stem"]) == 2
@@ -165,12 +189,31 @@ def test_a_dead_channel_is_last_also_where_classes_are_not_balanced():
 
 
 @pytest.mark.parametrize("seen", [11, 12])
-def test_top_is_at_most_half_of_the_images_seen(seen):
+def test_a_top_of_more_than_half_of_the_images_seen_is_half_of_them(seen):
     model, (images, labels) = prepared(chain()), pictures(20)
     data = batches(images, labels, 20)
     half, more = ranked(model, data, images=seen, top=seen // 2), ranked(model, data, images=seen, top=999)
     assert torch.equal(half.scores["0"], more.scores["0"])
     assert not torch.equal(half.scores["0"], ranked(model, data, images=seen, top=seen // 2 - 1).scores["0"])
+
+
+def test_a_twentieth_of_the_images_counts_if_nothing_else_is_asked_for():
+    model, (images, labels) = prepared(chain()), pictures(69)
+    unasked = CRITERIA.build("dlrfc").rank(model, find_groups(model, IMAGE), [(images, labels)]).scores["0"]
+    assert torch.equal(unasked, ranked(model, [(images, labels)], top=3).scores["0"])
+    assert not torch.equal(unasked, ranked(model, [(images, labels)], top=4).scores["0"])
+
+
+def test_at_least_one_image_counts():
+    model, (images, labels) = prepared(chain()), pictures(12)
+    assert ranked(model, [(images, labels)], share=0.05).scores["0"].tolist() == [0.0] * 6
+
+
+def test_a_share_is_taken_exactly():
+    responses, labels = [float(image) for image in range(100)], [0, *[1, 2, 3] * 33]
+    ranking = detected([responses, responses], labels, share=0.29)  # 100 · 0.29 is less than 29 in floats
+    expected = slow_entropy(responses, labels, 29)
+    assert ranking.scores["first"].tolist() == pytest.approx([-expected] * 2, abs=1e-12)
 
 
 def test_the_responses_are_what_they_are_asked_to_be():
@@ -204,6 +247,9 @@ def test_bad_options_are_errors():
     for option in ("images", "top"):
         with pytest.raises(OptionError, match=f"criterion 'dlrfc', {option}: expected at least 1, got 0"):
             CRITERIA.build("dlrfc", **{option: 0})
+    for share in (0, 0.51, float("nan")):
+        with pytest.raises(OptionError, match=f"criterion 'dlrfc', share: expected more than 0 to 0.5, got {share}"):
+            CRITERIA.build("dlrfc", share=share)
     with pytest.raises(OptionError, match="criterion 'dlrfc', response: expected l2 or max, got 'mean'"):
         CRITERIA.build("dlrfc", response="mean")
 
