@@ -121,6 +121,15 @@ def test_a_network_without_a_linear_layer_is_judged_by_its_outputs():
     assert ranked(model, [(images, labels)]).scores["0"].tolist() == pytest.approx((slope / slope.norm()).tolist())
 
 
+def test_of_several_linear_layers_the_last_one_counts():
+    model = prepared(nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.ReLU(), nn.Linear(6, 4), nn.Linear(4, 5)))
+    images, labels = pictures(12)
+    gate = torch.ones(6, dtype=torch.float64, requires_grad=True)
+    features = model[3](torch.relu(model[1](images.flatten(1))) * gate)
+    slope = torch.autograd.grad(slow_hsic(features, labels), gate)[0].abs()
+    assert ranked(model, [(images, labels)]).scores["1"].tolist() == pytest.approx((slope / slope.norm()).tolist())
+
+
 def test_a_dead_channel_scores_zero_and_is_last():
     model = prepared(chain())
     model[4].weight.data[2], model[4].bias.data[2] = 0, 0
