@@ -151,5 +151,5 @@ def pack(K: Tensor) -> Tensor:
     """Return symmetric matrices `[…, N, N]` as vectors `[…, N(N+1)/2]` with the same inner products."""
     images = K.shape[-1]
     rows, columns = torch.triu_indices(images, images, device=K.device)
-    weights = torch.where(rows == columns, 1.0, math.sqrt(2.0)).to(K)
+    weights = torch.full_like(rows, math.sqrt(2.0), dtype=K.dtype).masked_fill_(rows == columns, 1.0)
     return K[..., rows, columns] * weights

@@ -68,7 +68,7 @@ def test_channels_that_leave_the_path_and_come_back_are_followed():
 
 @pytest.mark.parametrize("scale", [1e-12, 1e-4, 1e6])
 @pytest.mark.parametrize("other", [1e-8, 1.0])
-def test_the_unit_of_q_and_of_Q_plays_no_part(scale, other):
+def test_the_units_play_no_part(scale, other):
     Q, q = moments(*problem(1))
     path, scaled = solve_path(Q, q), solve_path(Q * other, q * scale)
     np.testing.assert_allclose(scaled.penalties, path.penalties * scale, rtol=1e-7, atol=1e-12 * scale)
