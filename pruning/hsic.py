@@ -20,7 +20,7 @@ FILLED = 2**18
 """Numbers of Gram matrices that are worked on at a time: they stay in the processor's cache."""
 BLOCK = 2**25
 """Numbers of packed Gram matrices that are held at a time; more are made again for each block they meet."""
-FEATURES = 2**22
+FEATURES = 2**17
 """Numbers of a target that are taken to float64 at a time."""
 ROUNDING = 16 * torch.finfo(torch.float64).eps
 """Two images are equal if their squared distance is a smaller share of the squared norms it comes from."""
