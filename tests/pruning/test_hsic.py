@@ -78,6 +78,14 @@ def test_blocks_of_channels_and_of_features_change_nothing(monkeypatch):
     torch.testing.assert_close(parts.q, whole.q, rtol=1e-12, atol=0)
 
 
+def test_rounding_between_equal_images_is_no_distance():
+    x = torch.randn(5, 301, dtype=torch.float64)[torch.arange(67) % 5]
+    distances = squared_distances(x)
+    same = torch.arange(67)[:, None] % 5 == torch.arange(67) % 5
+    assert (distances[same] == 0).all()
+    assert (distances[~same] > 100).all()
+
+
 def test_a_constant_map_is_exactly_zero_and_equal_images_are_at_distance_zero():
     maps = torch.randn(9, 3, 8, 8).relu()
     maps[:, 1] = 0.1
@@ -97,6 +105,13 @@ def test_a_common_shift_is_not_seen_and_small_differences_keep_their_digits(kern
     torch.testing.assert_close(far.Q, near.Q, rtol=1e-7, atol=0)  # 1000 + 1e-3 has eleven digits of the difference
     Q, _ = slow(maps, target, kernel)
     torch.testing.assert_close(near.Q.diagonal(), Q.diagonal(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("kernel", "scale", "power"), [("laplace", 1e-12, 1), ("gauss", 1e-6, 2)])
+def test_differences_that_one_less_them_does_not_show_keep_their_digits(kernel, scale, power):
+    maps = torch.randn(6, 3, 4, 4, dtype=torch.float64)
+    once, twice = (channel_grams(maps * factor * scale, kernel) for factor in (1, 2))
+    torch.testing.assert_close(twice, once * 2**power, rtol=1e-8, atol=0)  # the kernels are linear in the power here
 
 
 def test_packed_matrices_have_the_same_inner_products():

@@ -118,3 +118,19 @@ def test_a_channel_alone_enters_at_its_q():
     assert not path.support(3.5).any()
     assert path.support(2.5).all()
     assert len(solve_path(np.array([[2.0]]), np.array([-3.0]), signed=False).supports) == 0
+
+
+def test_at_a_knot_the_support_is_that_just_above_it():
+    path = solve_path(*moments(*problem(4)))
+    for segment, knot in enumerate(path.penalties[1:]):
+        assert path.support(knot).tolist() == path.supports[segment].tolist()
+    assert not path.support(path.penalties[0]).any()
+    assert path.support(0.0).all()
+
+
+def test_a_path_ends_where_rounding_lets_the_penalty_rise_again(monkeypatch):
+    knots = np.array([1e4, 10.0, 20.0, 0.0]), [], np.array([[0.0, 1.0, 2.0, 3.0], [0.0, 0.0, 1.0, np.nan]])
+    monkeypatch.setattr("pruning.lasso_path.lars_path_gram", lambda **_: knots)
+    path = solve_path(np.eye(2), np.array([2.0, 1.0]))
+    assert path.penalties.tolist() == pytest.approx([2.0, 0.002])
+    assert path.supports.tolist() == [[True, False]]

@@ -96,6 +96,22 @@ def test_losses_whose_places_are_free_do_not_matter_to_it(tmp_path, ranked):
     assert inputs.cost.cost(policy.widths).macs <= 0.5 * inputs.cost.full.macs
 
 
+def test_a_criterion_that_the_widths_do_not_follow_from_still_waits_for_its_trials(tmp_path):
+    asked = tiny.experiment(
+        tmp_path,
+        model="tiny:blocks",
+        baseline={"epochs": 1},
+        search={
+            "groups": "inner",
+            "criterion": "ccp",
+            "allocation": "hsic_lasso",
+            "ranking_images": 24,
+            "auxiliary": 1,
+        },
+    )
+    assert set(prepare(asked).rankings) == {ranking_key(APIB)}
+
+
 def test_where_the_network_is_fine_tuned_for_free_losses_it_is_refused(tmp_path):
     search = {"groups": "inner", "allocation": "hsic_lasso", "ranking_images": 24}
     asked = tiny.experiment(
