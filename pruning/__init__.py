@@ -31,6 +31,7 @@ from pruning.initialise import draw_weights
 from pruning.latency import Latency, compare_latency, measure_latency
 from pruning.methods.dcp_schedules import Selector, joint_schedule, stagewise_schedule
 from pruning.models import build_model, input_shape, model_names, paper_groups
+from pruning.path_ranking import PathRanking
 from pruning.placement import even_positions
 from pruning.policy import AuxiliaryPlacement, CriterionSpec, ModelSpec, Policy, Recipe, explain, load_policy
 from pruning.ranking import NestedRanking, QuadraticRanking, Ranking, load_ranking
@@ -61,6 +62,7 @@ __all__ = [
     "Latency",
     "ModelSpec",
     "NestedRanking",
+    "PathRanking",
     "Policy",
     "PolicyError",
     "PrunedNetwork",

@@ -16,7 +16,7 @@ from search.errors import SweepError
 from search.inputs import Inputs, Say, silent
 from search.prepare import prepare
 from search.results import Metrics
-from search.sections import AuxiliarySpace
+from search.sections import AllocationSpec, AuxiliarySpace
 from search.trial import run_trial
 
 
@@ -64,6 +64,7 @@ def apply_policy(policy: Policy, experiment: Experiment, folder: Path, say: Say 
         update={
             "criterion": (policy.criterion,),
             "groups": tuple(policy.widths),
+            "allocation": (AllocationSpec(name="searched"),),  # the widths are known: no rule needs a ranking
             "auxiliary": AuxiliarySpace.fixed(policy.auxiliary),
         }
     )

@@ -42,14 +42,18 @@ def rank_all(inputs: Inputs, say: Say = silent) -> dict[str, Ranking]:
     """Return the rankings that trials can ask for, by key, as far as they are needed before the trials are.
 
     A ranking that depends on auxiliary losses is made when the first trial asks for it, where and while others run;
-    unless a rule for the widths looks at it, which is asked before.
+    unless a rule for the widths looks at it, which is asked before. A rule that looks at a criterion of its own has it
+    ranked like the others.
     """
     asked = inputs.experiment.search
     rules = [ALLOCATIONS.build(rule.name, **rule.options) for rule in asked.allocation if rule.name != "searched"]
-    early = any(rule.looks_at_ranking for rule in rules)
+    looking = any(rule.looks_at_ranking and rule.ranked_by is None for rule in rules)
+    criteria = [(criterion, looking) for criterion in asked.criterion]
+    criteria += [(rule.ranked_by, True) for rule in rules if rule.ranked_by is not None]
     rankings: dict[str, Ranking] = {}
-    for criterion in asked.criterion:
-        for placement in asked.auxiliary.known(len(inputs.blocks)):
+    for criterion, early in criteria:
+        blind = seen_placement(inputs.experiment, criterion, AuxiliaryPlacement(positions=1)) is None
+        for placement in [None] if blind else asked.auxiliary.known(len(inputs.blocks)):
             seen = seen_placement(inputs.experiment, criterion, placement)
             key = ranking_key(criterion, seen)
             if key not in rankings and (early or seen is None):

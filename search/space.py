@@ -99,7 +99,7 @@ class Space:
         if allocation.name == "searched":
             widths = self._within_limit(self._widths(trial))
         else:
-            widths = self._allocated(trial, allocation, self._ranking(criterion, auxiliary))
+            widths = self._allocated(trial, allocation, criterion, auxiliary)
         return Policy(
             model=self._experiment.model,
             network=self._signature,
@@ -152,7 +152,11 @@ class Space:
         drawn = sorted(trial.suggest_int(name, 1, self._blocks - count) for name in names)
         return tuple(number + before for before, number in enumerate(drawn))
 
-    def _ranking(self, criterion: CriterionSpec, auxiliary: AuxiliaryPlacement | None) -> Ranking | None:
+    def _ranking(
+        self, rule: Allocation, criterion: CriterionSpec, auxiliary: AuxiliaryPlacement | None
+    ) -> Ranking | None:
+        """Return the ranking that a rule looks at in a policy with this criterion."""
+        criterion = rule.ranked_by or criterion
         seen = seen_placement(self._experiment, criterion, auxiliary)
         return self._rankings.get(ranking_key(criterion, seen))
 
@@ -210,9 +214,14 @@ class Space:
         return project(self._groups, self._cost, direction, self._most_macs, round_to=step)
 
     def _allocated(
-        self, trial: optuna.trial.BaseTrial, allocation: AllocationSpec, ranking: Ranking | None
+        self,
+        trial: optuna.trial.BaseTrial,
+        allocation: AllocationSpec,
+        criterion: CriterionSpec,
+        auxiliary: AuxiliaryPlacement | None,
     ) -> dict[str, int]:
         rule = self._rule(allocation)
+        ranking = self._ranking(rule, criterion, auxiliary)
         if not rule.budgeted:
             return self._within_limit(rule.widths(self._groups, self._cost, None, ranking))
         span = self._experiment.search.budget
@@ -245,7 +254,7 @@ class Space:
         for criterion in self._experiment.search.criterion:
             for auxiliary in self._experiment.search.auxiliary.known(self._blocks):
                 try:
-                    rule.widths(self._groups, self._cost, macs, self._ranking(criterion, auxiliary))
+                    rule.widths(self._groups, self._cost, macs, self._ranking(rule, criterion, auxiliary))
                 except PolicyError as error:
                     place = "constraints.macs" if macs == self._most_macs else "search.budget.minimum"
                     reason = str(error).removeprefix("budget: ")
@@ -254,7 +263,7 @@ class Space:
 
     def _check_without_ranking(self, rule: Allocation, macs: int, criterion: CriterionSpec) -> None:
         """Refuse a rule that needs a ranking where rankings are made only when a trial asks for them."""
-        some = AuxiliaryPlacement(positions=1)
+        criterion, some = rule.ranked_by or criterion, AuxiliaryPlacement(positions=1)
         late = self._experiment.search.auxiliary.some_are_free and seen_placement(self._experiment, criterion, some)
         if not (late and rule.looks_at_ranking):
             return

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from pruning.cost import CostModel
 from pruning.groups import ChannelGroups
+from pruning.policy import CriterionSpec
 from pruning.ranking import Ranking
 from pruning.registry import Registry
 
@@ -23,6 +24,11 @@ class Allocation(Protocol):
         """Whether the widths follow from a ranking, too."""
         ...
 
+    @property
+    def ranked_by(self) -> CriterionSpec | None:
+        """Whose ranking it looks at; None: the policy's own criterion's, or none at all."""
+        ...
+
     def widths(
         self, groups: ChannelGroups, cost: CostModel, macs: int | None, ranking: Ranking | None = None
     ) -> dict[str, int]:
@@ -35,7 +41,7 @@ class Allocation(Protocol):
             groups: the groups that share the cut, all of the network's or some; the others keep all their channels.
             cost: the cost of the whole network.
             macs: the budget, multiply-accumulates of one image; None only where `budgeted` is false.
-            ranking: for rules that look at scores.
+            ranking: for rules that look at one; see `ranked_by`.
 
         Raises:
             PolicyError: a budget below what the narrowest widths cost, or none where one is needed.

@@ -60,6 +60,10 @@ class Global:
         """See `Allocation.looks_at_ranking`."""
         return True
 
+    @property
+    def ranked_by(self) -> None:
+        """See `Allocation.ranked_by`."""
+
     def widths(
         self, groups: ChannelGroups, cost: CostModel, macs: int | None, ranking: Ranking | None = None
     ) -> dict[str, int]:

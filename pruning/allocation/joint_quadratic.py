@@ -54,6 +54,10 @@ class JointQuadratic:
         """See `Allocation.looks_at_ranking`."""
         return True
 
+    @property
+    def ranked_by(self) -> None:
+        """See `Allocation.ranked_by`."""
+
     def widths(
         self, groups: ChannelGroups, cost: CostModel, macs: int | None, ranking: Ranking | None = None
     ) -> dict[str, int]:

@@ -42,6 +42,10 @@ class Uniform:
         """See `Allocation.looks_at_ranking`."""
         return False
 
+    @property
+    def ranked_by(self) -> None:
+        """See `Allocation.ranked_by`."""
+
     def widths(
         self,
         groups: ChannelGroups,

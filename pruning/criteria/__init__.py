@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import ClassVar, Protocol, final
 
 import torch
@@ -94,7 +94,7 @@ class ScoreCriterion(ABC):
 
 
 class Watcher(Observer, Protocol):
-    """Looks at feature maps for one criterion."""
+    """Looks at feature maps for one criterion; one that is a context manager is entered for the pass."""
 
     def ranking(self) -> Ranking:
         """Return the ranking after the last image.
@@ -168,7 +168,10 @@ def rank_together(
             continue
         watchers = {name: one.watcher(model, groups) for name, one in chosen.items()}
         requests = [Request(watchers[name], one.images, one.together) for name, one in chosen.items()]
-        with evaluating(model), batch_statistics(model, on=of_batch):
+        with evaluating(model), batch_statistics(model, on=of_batch), ExitStack() as entered:
+            for watcher in watchers.values():
+                if isinstance(watcher, AbstractContextManager):
+                    entered.enter_context(watcher)
             observe(model, groups, calibration(batches, "', '".join(chosen), model), requests)
         rankings |= {name: watcher.ranking() for name, watcher in watchers.items()}
     for name, one in criteria.items():

@@ -37,7 +37,7 @@ def problem():
     torch.manual_seed(0)
     model = Network()
     groups = find_groups(model, IMAGE)
-    rankings = {"joint_quadratic": joint(model, groups), "adaptive": greedy(groups)}
+    rankings = {"joint_quadratic": joint(model, groups), "adaptive": greedy(groups), "hsic_lasso": paths(model, groups)}
     other = CRITERIA.build("l1").rank(model, groups)
     return groups, CostModel(model, groups, IMAGE), {name: rankings.get(name, other) for name in ALLOCATIONS.names()}
 
@@ -45,6 +45,11 @@ def problem():
 def joint(model, groups):
     images, labels = torch.randn(500, 3, 16, 16), torch.randint(10, (500,))
     return CRITERIA.build("ccp", joint=True).rank(model, groups, [(images, labels)])
+
+
+def paths(model, groups):
+    images, labels = torch.randn(24, 3, 16, 16), torch.randint(10, (24,))
+    return CRITERIA.build("apib", normalise="frobenius").rank(model, groups, [(images, labels)])
 
 
 def greedy(groups):
