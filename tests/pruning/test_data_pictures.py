@@ -47,6 +47,16 @@ def test_a_file_of_another_size_is_scaled_and_cut_to_the_centre(folder):
     assert seen[..., 1:-1].min() > 0.95
 
 
+def test_data_that_cut_out_the_centre_of_larger_images_read_others_so_too(folder):
+    data = load_data("image_folder", root=folder, size=8, max_device_bytes=0, workers=0)
+    larger = replace(data.val, decoder=replace(data.val.decoder, resize=10))
+    path = folder / "train" / "cat" / "0.png"
+    seen = intensities(read_picture(path, replace(data, val=larger)), data)
+    with Image.open(path) as image:  # its shorter side is 10 long
+        expected = torch.from_numpy(np.array(image)).permute(2, 0, 1)[:, 2:10, 1:9] / 255
+    assert torch.allclose(seen[0], expected, atol=1e-6)
+
+
 def test_intensities_undo_the_normalisation(folder):
     data = load_data("image_folder", root=folder, size=8)
     pixels = data.val.images / 255

@@ -11,7 +11,7 @@ import torch
 import typer
 from PIL import Image
 
-from pruning import Policy, build_model, evaluate, load_policy, load_pruned
+from pruning import CRITERIA, Policy, build_model, evaluate, load_policy, load_pruned
 from search import cli
 from search.prepare import prepare, space_of
 from search.study import StudySearcher, create_study
@@ -253,7 +253,8 @@ def test_the_command_lines_of_the_readme_are_taken():
 
 def test_names_lists_what_exists(call):
     code, text, _ = call("names", "criteria")
-    assert (code, text.splitlines()[:2]) == (0, ["bn_scale", "ccp"])
+    assert (code, text.splitlines()) == (0, [*CRITERIA.names()])
+    assert {"apoz", "ccp", "l1"} <= set(CRITERIA.names())
     for kind, name in (("models", "resnet56"), ("models", "vgg16_bn"), ("allocations", "uniform"), ("data", "digits")):
         assert name in call("names", kind)[1].splitlines()
 

@@ -126,6 +126,10 @@ def test_each_map_stands_under_its_number_kept_to_the_left_of_removed():
     assert list(found) == ["3", "1", "0", "7", "9", "2", "4", "5", "6", "8", "10", "11"]
     for number, axes in found.items():
         assert np.array_equal(axes.images[0].get_array(), image.maps[int(number)])
+    for row in ("31079", "24568"):
+        places = [found[number].get_position() for number in row]
+        assert sorted(place.x0 for place in places) == [place.x0 for place in places]
+        assert len({place.y0 for place in places}) == 1
     kept = max(found[str(channel)].get_position().x1 for channel in (3, 1, 0, 7, 9))
     assert kept < min(found[str(channel)].get_position().x0 for channel in (2, 4, 5))
     frames = [found[number].spines["left"].get_edgecolor() for number in ("3", "9", "2", "11")]

@@ -148,6 +148,8 @@ def test_an_interruption_loses_nothing_that_was_made(call, file, tmp_path, made,
     assert call(*command)[0] == 0
     assert made == ["l1", "taylor"]
     assert cuts == [{"first": 2}, {"first": 4}, {"second": 4}, {"second": 4}, {"second": 8}]
+    assert call(*command)[0] == 0
+    assert len(cuts) == 5  # what came behind the torn line is known
 
 
 def test_a_files_neighbours_stay_and_its_own_are_replaced(tmp_path):

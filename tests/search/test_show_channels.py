@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from pruning import CRITERIA
+from pruning import CRITERIA, find_groups
 from search import show_channels as module
 from search.prepare import prepare_unranked
 from search.show_channels import show_channels
@@ -85,19 +85,24 @@ def test_a_group_that_is_not_searched_is_ranked_by_itself_and_the_cache_stays(tm
     show_channels(asked, "stem", tmp_path / "out.png")
     assert len(drawn["kept"]) == 4
     assert "as blocks.0.conv1 reads them" in drawn["subtitle"]
-    show_channels(asked, "blocks.1.conv1", tmp_path / "out.png", width="50%")
+    for name in ("blocks.1.conv1", "blocks.2.conv1"):
+        show_channels(asked, name, tmp_path / "out.png", width="50%")
     assert len(list((tmp_path / "cache" / "rankings").iterdir())) == 2
 
 
-def test_without_order_the_kept_set_is_that_of_the_width(tmp_path, drawn):
-    search = {"criterion": "ccp", "ranking_images": 60}
-    asked = tiny.experiment(tmp_path, search=search)
-    show_channels(asked, "second", tmp_path / "out.png", width="6")
-    inputs = prepare_unranked(asked)
-    assert sorted(drawn["kept"]) == list(
-        module._ranking(inputs, *asked.search.criterion, "second", print).keep("second", 6)
-    )
-    assert sorted([*drawn["kept"], *drawn["removed"]]) == list(range(16))
+class Sets:
+    """A ranking whose kept sets are not nested: 3 is only in the narrowest."""
+
+    criterion = "sets"
+
+    def keep(self, group, width):
+        return {1: (3,), 2: (0, 1), 3: (0, 1, 2)}.get(width, tuple(range(width)))
+
+
+def test_where_sets_are_not_nested_the_kept_one_is_that_of_the_width():
+    group = find_groups(tiny.network(widths=(4, 4)), torch.zeros(1, 1, 8, 8))["first"]
+    assert module._by_rank(Sets(), group, 1) == ([3], [0, 1, 2])
+    assert module._by_rank(Sets(), group, 3) == ([0, 1, 2], [3])
 
 
 def test_an_output_is_replaced_only_when_told(call, refused, file, tmp_path):
