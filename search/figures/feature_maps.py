@@ -23,6 +23,9 @@ MOST = 16
 MAP, LINE, PICTURE, GAP, MARGIN, TOP = 0.56, 0.74, 1.15, 0.3, 0.15, 0.95
 """Inches: a map's side, from map to map below, the image's side, between blocks, around all, above the first row."""
 
+LETTERS = 18
+"""Of an image's title that fit above it."""
+
 NAMES = 0.7
 """Inches to the right of the colour scale."""
 
@@ -102,7 +105,8 @@ def plot_maps(
 def _row(sheet: Sheet, top: float, image: ImageMaps, blocks: Sequence[_Block]) -> None:
     axes = sheet.axes(MARGIN, top + 0.14, PICTURE, PICTURE)
     axes.imshow(image.picture, cmap="gray", vmin=0, vmax=1)
-    axes.set_title(image.title, fontsize=8, pad=3)
+    title = image.title if len(image.title) <= LETTERS else f"…{image.title[1 - LETTERS :]}"
+    axes.set_title(title, fontsize=8, pad=3)
     axes.set_axis_off()
     shown = image.maps[[channel for block in blocks for channel in block.channels]]
     low, high = min(float(shown.min()), 0.0), float(np.percentile(shown, 99.5))

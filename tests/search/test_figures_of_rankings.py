@@ -160,7 +160,7 @@ def test_the_maps_of_a_row_share_a_scale_that_one_pixel_does_not_set():
 def test_few_channels_and_small_maps_fit(kept, removed, side):
     channels = kept + removed
     images = [picture(channels, seed, side) for seed in range(2)]
-    images.append(ImageMaps("gray", np.zeros((28, 28)), np.zeros((channels, side, side))))
+    images.append(ImageMaps("MMMMMMMMMM_val_00000293.JPEG", np.zeros((28, 28)), np.zeros((channels, side, side))))
     figure = plot_maps(images, range(kept), range(kept, channels), title="g", subtitle="as the next layer reads them")
     figure.savefig(io.BytesIO())
     assert len([axes for axes in figure.axes if axes.get_title().isdecimal()]) == 3 * channels
