@@ -21,8 +21,9 @@ from pruning.checkpoint import (
     set_weights,
 )
 from pruning.cost import Cost, CostModel, count_cost
-from pruning.criteria import CRITERIA, Criterion
+from pruning.criteria import CRITERIA, Criterion, StreamingCriterion, rank_together
 from pruning.data import DATA, ImageData, ImageSplit, load_data
+from pruning.data.pictures import intensities, read_picture
 from pruning.errors import CheckpointError, DataError, PolicyError, PruningError, RankingError, UnknownNameError
 from pruning.finetune import Epoch, Evaluation, TrainingError, evaluate, fine_tune
 from pruning.greedy import GreedyRanking
@@ -36,6 +37,7 @@ from pruning.placement import even_positions
 from pruning.policy import AuxiliaryPlacement, CriterionSpec, ModelSpec, Policy, Recipe, explain, load_policy
 from pruning.ranking import NestedRanking, QuadraticRanking, Ranking, load_ranking
 from pruning.stagewise import train_heads
+from pruning.streaming import Reading, Request, observe
 from pruning.surgery import Kept, prune, remove
 
 __all__ = [
@@ -70,8 +72,11 @@ __all__ = [
     "QuadraticRanking",
     "Ranking",
     "RankingError",
+    "Reading",
     "Recipe",
+    "Request",
     "Selector",
+    "StreamingCriterion",
     "TrainingError",
     "UnknownNameError",
     "block_names",
@@ -86,6 +91,7 @@ __all__ = [
     "fine_tune",
     "hash_weights",
     "input_shape",
+    "intensities",
     "joint_schedule",
     "load_data",
     "load_policy",
@@ -94,9 +100,12 @@ __all__ = [
     "load_weights",
     "measure_latency",
     "model_names",
+    "observe",
     "paper_groups",
     "project",
     "prune",
+    "rank_together",
+    "read_picture",
     "recalibrate",
     "remove",
     "save_pruned",

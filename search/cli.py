@@ -27,6 +27,9 @@ app = typer.Typer(
 )
 
 ExperimentFile = Annotated[Path, typer.Argument(help="Experiment file (YAML).", metavar="EXPERIMENT")]
+ExperimentOrSweep = Annotated[
+    Path, typer.Argument(help="Experiment file, or a sweep's folder: names weights and images.", metavar="EXPERIMENT")
+]
 SweepFolder = Annotated[Path, typer.Argument(help="A sweep's folder.", metavar="SWEEP")]
 Settings = Annotated[
     list[str] | None,
@@ -148,10 +151,7 @@ def best(
 @app.command()
 def apply(
     policy: Annotated[Path, typer.Argument(help="Policy file that `best` wrote.", metavar="POLICY")],
-    experiment: Annotated[
-        Path,
-        typer.Argument(help="Experiment file, or a sweep's folder: names weights and images.", metavar="EXPERIMENT"),
-    ],
+    experiment: ExperimentOrSweep,
     output: Annotated[Path, typer.Option("--output", "-o", help="New folder for the network.")] = Path("pruned"),
     settings: Settings = None,
 ) -> None:
@@ -166,6 +166,65 @@ def apply(
     applied = apply_policy(load_policy(policy), load_experiment(experiment, settings or ()), output, _say)
     _say_tested(applied)
     _say(f"pruned network written to {output}")
+
+
+@app.command()
+def rank(
+    experiment: ExperimentOrSweep,
+    criteria: Annotated[
+        str | None, typer.Option(help="Criteria by name: l1,fpgm; or all. Without it those of search.criterion.")
+    ] = None,
+    widths: Annotated[str, typer.Option(help="Shares of its channels that a group keeps.")] = "30%,50%,70%",
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Also cut one group at a time by the first criterion, and measure.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for tables and pictures; default: STORAGE/NAME-rank.")
+    ] = None,
+    settings: Settings = None,
+) -> None:
+    """Rank channels by several criteria, and show how far they agree: channels kept in common, and orders.
+
+    Example: prunesearch rank experiments/digits.yaml --criteria l1,fpgm,taylor --widths 30%,50% --sensitivity
+    """
+    from search.agreement_tables import agreement_tables
+    from search.config import load_experiment
+    from search.rank import rank as run_rank
+
+    asked = load_experiment(experiment, settings or ())
+    ranked = run_rank(asked, output, criteria=criteria, widths=widths, sensitivity=sensitivity, say=_say)
+    for headers, rows in agreement_tables(ranked.agreements, ranked.shares) if ranked.agreements else ():
+        _say("")
+        _table(headers, rows)
+    _say("")
+    for path in ranked.written:
+        _say(f"written: {path}")
+
+
+@app.command("show-channels")
+def show_channels(
+    experiment: ExperimentOrSweep,
+    group: Annotated[str, typer.Option(help="Channel group, e.g. layer2.0.conv1.")],
+    criterion: Annotated[str | None, typer.Option(help="Criterion; default: the first of search.criterion.")] = None,
+    width: Annotated[str, typer.Option(help="Channels to keep: a share, or a number.")] = "50%",
+    images: Annotated[int, typer.Option(help="How many validation images.", min=1)] = 3,
+    image: Annotated[list[Path] | None, typer.Option(help="Image file to take instead; may be repeated.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the picture goes.")] = Path("channels.png"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
+    settings: Settings = None,
+) -> None:
+    """Draw what the channels see that a criterion keeps, beside what those see that it removes.
+
+    Example: prunesearch show-channels experiments/digits.yaml --group layer2.0.conv1 --criterion fpgm --width 50%
+    """
+    from search.config import load_experiment
+    from search.show_channels import show_channels as draw
+
+    if output.exists() and not force:
+        raise SweepError(f"{output}: exists; name another file with --output, or pass --force")
+    asked = load_experiment(experiment, settings or ())
+    draw(asked, group, output, criterion=criterion, width=width, images=images, files=image or (), say=_say)
+    _say(f"picture written to {output}")
 
 
 @app.command()

@@ -66,7 +66,15 @@ def device_for(experiment: Experiment) -> str:
 
 
 def prepare(experiment: Experiment, say: Say = silent, check: Callable[[ChannelGroups], None] = anything) -> Inputs:
-    """Load or train the baseline, measure it, find its groups and rank their channels.
+    """Load or train the baseline, measure it, find its groups and rank their channels; see `prepare_unranked`."""
+    inputs = prepare_unranked(experiment, say, check)
+    return replace(inputs, rankings=rank_all(inputs, say))
+
+
+def prepare_unranked(
+    experiment: Experiment, say: Say = silent, check: Callable[[ChannelGroups], None] = anything
+) -> Inputs:
+    """Load or train the baseline, measure it and find its groups; rankings are made when they are asked for.
 
     Args:
         experiment: what is asked.
@@ -86,7 +94,7 @@ def prepare(experiment: Experiment, say: Say = silent, check: Callable[[ChannelG
     cost = CostModel(trained.network, groups, trained.example)
     baseline = measure_baseline(experiment, trained, cost)
     say(f"baseline: {describe_baseline(baseline)} on the validation images")
-    inputs = Inputs(
+    return Inputs(
         experiment=experiment,
         model=experiment.model,
         weights={name: tensor.cpu() for name, tensor in trained.network.state_dict().items()},
@@ -98,7 +106,6 @@ def prepare(experiment: Experiment, say: Say = silent, check: Callable[[ChannelG
         blocks=blocks_for(experiment, trained.network, trained.example),
         device=device_for(experiment),
     )
-    return replace(inputs, rankings=rank_all(inputs, say))
 
 
 def space_of(inputs: Inputs) -> Space:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
 from filelock import FileLock
-from torch import nn
+from torch import Tensor, nn
 
 from pruning import (
     ALLOCATIONS,
@@ -22,10 +23,12 @@ from pruning import (
     Ranking,
     RankingError,
     Selector,
+    StreamingCriterion,
     fine_tune,
     hash_weights,
     load_ranking,
     load_weights,
+    rank_together,
     save_weights,
     stagewise_schedule,
     train_heads,
@@ -74,7 +77,7 @@ def ranking_for(
     known = inputs.rankings.get(ranking_key(criterion, placement))
     if known is not None:
         return known
-    path = _cache(inputs, "rankings") / f"{criterion.name}-{_ranking_hash(inputs, criterion, placement)}.safetensors"
+    path = _ranking_path(inputs, criterion, placement)
 
     def make() -> Ranking:
         behind = "" if placement is None else f", auxiliary losses at {placement}"
@@ -85,6 +88,51 @@ def ranking_for(
         return ranking
 
     return _once(path, load_ranking, make)
+
+
+def is_ranked(inputs: Inputs, criterion: CriterionSpec, placement: AuxiliaryPlacement | None) -> bool:
+    """Return whether `ranking_for` has the ranking already, and only reads it."""
+    placement = seen_placement(inputs.experiment, criterion, placement)
+    known = ranking_key(criterion, placement) in inputs.rankings
+    return known or _stored(_ranking_path(inputs, criterion, placement), load_ranking) is not None
+
+
+def rank_ahead(
+    inputs: Inputs, criteria: Iterable[CriterionSpec], placement: AuxiliaryPlacement | None, say: Say = silent
+) -> tuple[CriterionSpec, ...]:
+    """Make what is missing of the rankings by feature maps, all in one pass, for `ranking_for` to find in the cache.
+
+    Returns:
+        The criteria whose rankings were made; none where fewer than two are missing.
+
+    Raises:
+        PruningError: as for `ranking_for`; nothing of the pass is kept.
+    """
+    seen = placement if inputs.experiment.auxiliary.schedule == "joint" else None  # no such criterion sees the losses
+    built = {_ranking_path(inputs, spec, seen): (spec, CRITERIA.build(spec.name, **spec.options)) for spec in criteria}
+    paths = sorted(path for path, (_, criterion) in built.items() if isinstance(criterion, StreamingCriterion))
+    with ExitStack() as locks:
+        for path in paths:  # always in the same order: no two processes wait for each other
+            locks.enter_context(_locked(path))
+        missing = {path.stem: path for path in paths if _stored(path, load_ranking) is None}
+        if len(missing) < 2:
+            return ()
+        specs = tuple(built[path][0] for path in missing.values())
+        say(f"ranking channels by {', '.join(spec.name for spec in specs)} in one pass")
+        network, auxiliary = _subject(inputs, seen, say)
+        streaming = {name: built[path][1] for name, path in missing.items()}
+        for name, ranking in rank_together(streaming, network, inputs.searched, _batches(inputs), auxiliary).items():
+            if hasattr(ranking, "save"):
+                _write(missing[name], ranking.save)
+    return specs
+
+
+def ranked_network(inputs: Inputs, criterion: CriterionSpec, placement: AuxiliaryPlacement | None) -> nn.Module:
+    """Return the network that is ranked, on the CPU: the baseline; after schedule `joint` the fine-tuned one."""
+    placement = seen_placement(inputs.experiment, criterion, placement)
+    if placement is None or inputs.experiment.auxiliary.schedule != "joint":
+        return inputs.network()
+    return with_heads(inputs, placement)[0]
 
 
 def with_heads(inputs: Inputs, placement: AuxiliaryPlacement, say: Say = silent) -> tuple[nn.Module, AuxiliaryLosses]:
@@ -128,17 +176,13 @@ def with_heads(inputs: Inputs, placement: AuxiliaryPlacement, say: Say = silent)
 def _rank(inputs: Inputs, spec: CriterionSpec, placement: AuxiliaryPlacement | None, say: Say) -> Ranking:
     """Rank the searched groups by one criterion, on training images where it needs any."""
     criterion, asked = CRITERIA.build(spec.name, **spec.options), inputs.experiment
-    network, auxiliary = (inputs.network(), None) if placement is None else with_heads(inputs, placement, say)
-    network.to(inputs.device)
-    if auxiliary is not None:
-        auxiliary.heads.to(inputs.device)
+    network, auxiliary = _subject(inputs, placement, say)
     if not criterion.needs_data:
         return criterion.rank(network, inputs.searched)
-    train = inputs.data.train
-    split = train.subset(min(asked.search.ranking_images, len(train)), asked.search.seed)
-    batches = list(split.batches(BATCH, device=inputs.device))
-    if isinstance(criterion, Selector) and len(split) < BATCH:
-        say(f"note: {len(split)} images are less than a batch of {BATCH}: {spec.name} fits its picks in one step each")
+    train, batches = inputs.data.train, _batches(inputs)
+    images = sum(len(labels) for _, labels in batches)
+    if isinstance(criterion, Selector) and images < BATCH:
+        say(f"note: {images} images are less than a batch of {BATCH}: {spec.name} fits its picks in one step each")
     if auxiliary is not None and asked.auxiliary.schedule == "stagewise" and isinstance(criterion, Selector):
         return stagewise_schedule(
             network,
@@ -156,21 +200,46 @@ def _rank(inputs: Inputs, spec: CriterionSpec, placement: AuxiliaryPlacement | N
     return criterion.rank(network, inputs.searched, batches, auxiliary)
 
 
+def _subject(
+    inputs: Inputs, placement: AuxiliaryPlacement | None, say: Say
+) -> tuple[nn.Module, AuxiliaryLosses | None]:
+    """Return the network that is ranked and the heads on it, where they are to run."""
+    network, auxiliary = (inputs.network(), None) if placement is None else with_heads(inputs, placement, say)
+    if auxiliary is not None:
+        auxiliary.heads.to(inputs.device)
+    return network.to(inputs.device), auxiliary
+
+
+def _batches(inputs: Inputs) -> list[tuple[Tensor, Tensor]]:
+    """Return the training images that criteria look at."""
+    train, asked = inputs.data.train, inputs.experiment.search
+    split = train.subset(min(asked.ranking_images, len(train)), asked.seed)
+    return list(split.batches(BATCH, device=inputs.device))
+
+
 # ── one file a key ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _once(path: Path, read: Callable[[Path], T], make: Callable[[], T]) -> T:
     """Return what lies at `path`, or make it; only one process makes it, the others wait and read."""
+    with _locked(path):
+        stored = _stored(path, read)
+        return make() if stored is None else stored
+
+
+def _locked(path: Path) -> FileLock:
     path.parent.mkdir(parents=True, exist_ok=True)
     locks = path.parent.parent / "locks"
     locks.mkdir(exist_ok=True)
-    with FileLock(locks / f"{path.name}.lock"):
-        if path.exists():
-            try:
-                return read(path)
-            except (RankingError, CheckpointError):  # torn by a crash or another version's: made again
-                pass
-        return make()
+    return FileLock(locks / f"{path.name}.lock")
+
+
+def _stored(path: Path, read: Callable[[Path], T]) -> T | None:
+    """Return what lies at `path`; None for what was torn by a crash or is another version's: it is made again."""
+    try:
+        return read(path) if path.exists() else None
+    except (RankingError, CheckpointError):
+        return None
 
 
 def _write(path: Path, save: Callable[[Path], None]) -> None:
@@ -181,6 +250,18 @@ def _write(path: Path, save: Callable[[Path], None]) -> None:
 
 def _cache(inputs: Inputs, kind: str) -> Path:
     return inputs.experiment.storage / "cache" / kind
+
+
+def _ranking_path(inputs: Inputs, spec: CriterionSpec, placement: AuxiliaryPlacement | None) -> Path:
+    return _cache(inputs, "rankings") / f"{spec.name}-{_ranking_hash(inputs, spec, placement)}.safetensors"
+
+
+def cache_path(
+    inputs: Inputs, spec: CriterionSpec, placement: AuxiliaryPlacement | None, kind: str, parts: list[Any]
+) -> Path:
+    """Return where something lies that was computed from a ranking and from `parts`, without suffix."""
+    placement = seen_placement(inputs.experiment, spec, placement)
+    return _cache(inputs, kind) / f"{spec.name}-{_hash([_ranking_hash(inputs, spec, placement), *parts])}"
 
 
 def _ranking_hash(inputs: Inputs, spec: CriterionSpec, placement: AuxiliaryPlacement | None) -> str:

@@ -1,10 +1,14 @@
 """What several files of tests share."""
 
+import sys
 from pathlib import Path
 
 import pytest
 import ray
+import tiny
 import torch
+
+from search import cli
 
 HERE = Path(__file__).parent
 
@@ -20,3 +24,44 @@ def local_ray():
     yield
     ray.shutdown()
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Runs the command line in this process and returns exit code, output and complaint."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["prunesearch", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        told = capsys.readouterr()
+        return end.value.code, told.out, told.err
+
+    return run
+
+
+@pytest.fixture
+def refused(call, tmp_path):
+    """Runs the command line in vain and returns its one line; nothing is written."""
+
+    def run(*arguments):
+        before = tiny.files(tmp_path)
+        code, _, complaint = call(*arguments)
+        assert (code, complaint.count("\n"), complaint[:7]) == (2, 1, "error: ")
+        assert tiny.files(tmp_path) == before
+        return complaint
+
+    return run
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Writes an experiment file with some sections of its own."""
+
+    def write(**sections):
+        path = tmp_path / "tiny.yaml"
+        path.write_text(tiny.experiment(tmp_path / "sweeps", **sections).to_yaml())
+        return path
+
+    return write

@@ -19,7 +19,10 @@ from search.sweep import load_sweep
 from search.trial import run_trial
 
 HERE = Path(__file__).parent
-COMMANDS = ("baseline", "run", "resume", "compare", "front", "best", "apply", "ui", "sync", "names")
+COMMANDS = (
+    *("baseline", "run", "resume", "compare", "front", "best", "apply"),
+    *("rank", "show-channels", "ui", "sync", "names"),
+)
 
 
 def make_sweep(folder, trials=3, error=None):
@@ -42,51 +45,6 @@ def make_sweep(folder, trials=3, error=None):
 def sweep(tmp_path_factory):
     """A finished sweep's folder; only the pictures of its front are written anew."""
     return make_sweep(tmp_path_factory.mktemp("my sweeps"))
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Runs the command line in this process and returns exit code, output and complaint."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["prunesearch", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        told = capsys.readouterr()
-        return end.value.code, told.out, told.err
-
-    return run
-
-
-def tree(folder):
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-
-
-@pytest.fixture
-def refused(call, tmp_path):
-    """Runs the command line in vain and returns its one line; nothing is written."""
-
-    def run(*arguments):
-        before = tree(tmp_path)
-        code, _, complaint = call(*arguments)
-        assert (code, complaint.count("\n"), complaint[:7]) == (2, 1, "error: ")
-        assert tree(tmp_path) == before
-        return complaint
-
-    return run
-
-
-@pytest.fixture
-def file(tmp_path):
-    """Writes an experiment file with some sections of its own."""
-
-    def write(**sections):
-        path = tmp_path / "tiny.yaml"
-        path.write_text(tiny.experiment(tmp_path / "sweeps", **sections).to_yaml())
-        return path
-
-    return write
 
 
 # ── mistakes ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -278,7 +236,7 @@ def test_every_command_has_help_with_an_example_that_it_takes(call, command):
 def test_help_lists_the_commands_also_where_none_is_asked_for(call):
     code, text, complaint = call()
     assert (code, complaint) == (0, "")
-    assert set(re.findall(r"^  (\w+)  ", text, re.MULTILINE)) == set(COMMANDS)
+    assert set(re.findall(r"^  ([\w-]+)  ", text, re.MULTILINE)) == set(COMMANDS)
     assert call("-h") == (code, text, complaint)
 
 
@@ -295,7 +253,8 @@ def test_the_command_lines_of_the_readme_are_taken():
 
 def test_names_lists_what_exists(call):
     code, text, _ = call("names", "criteria")
-    assert (code, text.splitlines()) == (0, sorted(CRITERIA.names()))
+    assert (code, text.splitlines()) == (0, [*CRITERIA.names()])
+    assert {"apoz", "ccp", "l1"} <= set(CRITERIA.names())
     for kind, name in (("models", "resnet56"), ("models", "vgg16_bn"), ("allocations", "uniform"), ("data", "digits")):
         assert name in call("names", kind)[1].splitlines()
 
@@ -374,12 +333,12 @@ def in_process(*command, **options):
 )
 def test_the_process_ends_with_code_2_and_one_line(file, tmp_path, arguments, complaint):
     file()
-    before = tree(tmp_path)
+    before = tiny.files(tmp_path)
     ended = in_process(sys.executable, "-m", "search", *arguments, cwd=tmp_path)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith(complaint)
     assert ended.stderr.count("\n") == 1
-    assert tree(tmp_path) == before
+    assert tiny.files(tmp_path) == before
 
 
 def test_the_command_is_installed_and_its_output_may_be_cut_off():

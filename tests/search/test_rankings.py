@@ -10,7 +10,7 @@ import torch
 from pruning import CRITERIA, AuxiliaryPlacement, CriterionSpec, GreedyRanking, hash_weights
 from search import rankings
 from search.prepare import prepare
-from search.rankings import rank_all, ranking_for, with_heads
+from search.rankings import rank_all, ranked_network, ranking_for, with_heads
 
 L1, CCP, DCP = (CriterionSpec(name=name) for name in ("l1", "ccp", "dcp"))
 ONE, TWO = (AuxiliaryPlacement(kind="explicit", positions=places) for places in ((2,), (1, 3)))
@@ -157,6 +157,8 @@ def test_the_joint_schedule_ranks_a_network_that_was_fine_tuned_with_its_losses(
     rank_all(replace(inputs, experiment=inputs.experiment))
     expected = CRITERIA.build("l1").rank(network, inputs.searched)
     assert same(ranking_for(inputs, L1, ONE), expected)
+    assert hash_weights(ranked_network(inputs, L1, ONE).state_dict()) == hashes[0]
+    assert hash_weights(ranked_network(inputs, L1, None).state_dict()) == hash_weights(inputs.weights)
 
 
 def test_the_stagewise_schedule_ranks_and_trains_by_turns(fresh):

@@ -104,3 +104,8 @@ def experiment(folder, **sections):
     }
     search = {"trials": 4, "concurrent": 2, "sampler": "random", **sections.pop("search", {})}
     return parse_experiment(tree | {"search": search} | sections)
+
+
+def files(folder):
+    """Return everything below a folder with the time of its last change."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
