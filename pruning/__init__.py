@@ -34,6 +34,7 @@ from pruning.models import build_model, input_shape, model_names, paper_groups
 from pruning.placement import even_positions
 from pruning.policy import AuxiliaryPlacement, CriterionSpec, ModelSpec, Policy, Recipe, explain, load_policy
 from pruning.ranking import NestedRanking, QuadraticRanking, Ranking, load_ranking
+from pruning.refitting import ReconstructionRanking
 from pruning.stagewise import train_heads
 from pruning.surgery import Kept, prune, remove
 
@@ -69,6 +70,7 @@ __all__ = [
     "Ranking",
     "RankingError",
     "Recipe",
+    "ReconstructionRanking",
     "Selector",
     "TrainingError",
     "UnknownNameError",
