@@ -36,6 +36,7 @@ from pruning.path_ranking import PathRanking
 from pruning.placement import even_positions
 from pruning.policy import AuxiliaryPlacement, CriterionSpec, ModelSpec, Policy, Recipe, explain, load_policy
 from pruning.ranking import NestedRanking, QuadraticRanking, Ranking, load_ranking
+from pruning.refitting import ReconstructionRanking
 from pruning.stagewise import train_heads
 from pruning.streaming import Reading, Request, observe
 from pruning.surgery import Kept, prune, remove
@@ -74,6 +75,7 @@ __all__ = [
     "RankingError",
     "Reading",
     "Recipe",
+    "ReconstructionRanking",
     "Request",
     "Selector",
     "StreamingCriterion",

@@ -27,6 +27,7 @@ class Reading:
         layer: the layer.
         inputs: all that the layer read, `[images, …]`.
         output: what it put out, `[images, …]`.
+        images: what the network was shown, `[images, …]`.
         labels: int64 `[images]`.
         repeated: another reader of the group has read this very tensor in this forward pass.
     """
@@ -36,6 +37,7 @@ class Reading:
     layer: nn.Module
     inputs: Tensor
     output: Tensor
+    images: Tensor
     labels: Tensor
     repeated: bool
 
@@ -60,7 +62,8 @@ class Reading:
         """Return the reading of the first `images` images."""
         if images >= len(self.labels):
             return self
-        return replace(self, inputs=self.inputs[:images], output=self.output[:images], labels=self.labels[:images])
+        cut = {name: getattr(self, name)[:images] for name in ("inputs", "output", "images", "labels")}
+        return replace(self, **cut)
 
 
 class Observer(Protocol):
@@ -108,7 +111,7 @@ def observe(
     current: dict[str, Any] = {}
     with torch.no_grad(), _hooked(model, groups, requests, current):
         for images, labels in _in_one_batch(batches, most):
-            current.update(labels=labels, seen=seen, known=defaultdict(list))
+            current.update(images=images, labels=labels, seen=seen, known=defaultdict(list))
             model(images)
             current.clear()
             seen += len(labels)
@@ -154,7 +157,7 @@ def _show(
         known: list[weakref.ref[Tensor]] = current["known"][group.name]
         repeated = any(other() is x for other in known)
         known.append(weakref.ref(x))
-        reading = Reading(group, part, layer, x, output, current["labels"], repeated)
+        reading = Reading(group, part, layer, x, output, current["images"], current["labels"], repeated)
         for request in requests:
             left = len(x) if request.images is None else request.images - current["seen"]
             if left > 0:
