@@ -22,6 +22,7 @@ from pruning.checkpoint import (
 )
 from pruning.cost import Cost, CostModel, count_cost
 from pruning.criteria import CRITERIA, Criterion
+from pruning.curves import SensitivityRanking
 from pruning.data import DATA, ImageData, ImageSplit, load_data
 from pruning.errors import CheckpointError, DataError, PolicyError, PruningError, RankingError, UnknownNameError
 from pruning.finetune import Epoch, Evaluation, TrainingError, evaluate, fine_tune
@@ -34,6 +35,7 @@ from pruning.models import build_model, input_shape, model_names, paper_groups
 from pruning.placement import even_positions
 from pruning.policy import AuxiliaryPlacement, CriterionSpec, ModelSpec, Policy, Recipe, explain, load_policy
 from pruning.ranking import NestedRanking, QuadraticRanking, Ranking, load_ranking
+from pruning.sensitivity import measure_sensitivity
 from pruning.stagewise import train_heads
 from pruning.surgery import Kept, prune, remove
 
@@ -70,6 +72,7 @@ __all__ = [
     "RankingError",
     "Recipe",
     "Selector",
+    "SensitivityRanking",
     "TrainingError",
     "UnknownNameError",
     "block_names",
@@ -91,6 +94,7 @@ __all__ = [
     "load_ranking",
     "load_weights",
     "measure_latency",
+    "measure_sensitivity",
     "model_names",
     "paper_groups",
     "project",
