@@ -22,6 +22,7 @@ from pruning.checkpoint import (
 )
 from pruning.cost import Cost, CostModel, count_cost
 from pruning.criteria import CRITERIA, Criterion, StreamingCriterion, rank_together
+from pruning.curves import SensitivityRanking
 from pruning.data import DATA, ImageData, ImageSplit, load_data
 from pruning.data.pictures import intensities, read_picture
 from pruning.errors import CheckpointError, DataError, PolicyError, PruningError, RankingError, UnknownNameError
@@ -37,6 +38,7 @@ from pruning.placement import even_positions
 from pruning.policy import AuxiliaryPlacement, CriterionSpec, ModelSpec, Policy, Recipe, explain, load_policy
 from pruning.ranking import NestedRanking, QuadraticRanking, Ranking, load_ranking
 from pruning.refitting import ReconstructionRanking
+from pruning.sensitivity import measure_sensitivity
 from pruning.stagewise import train_heads
 from pruning.streaming import Reading, Request, observe
 from pruning.surgery import Kept, prune, remove
@@ -78,6 +80,7 @@ __all__ = [
     "ReconstructionRanking",
     "Request",
     "Selector",
+    "SensitivityRanking",
     "StreamingCriterion",
     "TrainingError",
     "UnknownNameError",
@@ -101,6 +104,7 @@ __all__ = [
     "load_ranking",
     "load_weights",
     "measure_latency",
+    "measure_sensitivity",
     "model_names",
     "observe",
     "paper_groups",

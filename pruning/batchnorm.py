@@ -46,8 +46,7 @@ def recalibrate(
         OptionError: one image, or batches of one.
         DataError: fewer than two images in the split.
     """
-    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    if images == 0 or not layers:
+    if images == 0 or not _tracking(model):
         return
     if images < 2 or batch_size < 2:
         raise OptionError(f"recalibrate: expected at least 2 images and batches of 2, got {images} and {batch_size}")
@@ -56,38 +55,56 @@ def recalibrate(
     model.to(device)
     chosen = split.subset(min(images, len(split)), seed)
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad(), in_mode(model, training=False), _collecting(layers):
+    with torch.no_grad(), recalibrating(model):
         for batch, _ in chosen.batches(batch_size, augment=augment, generator=generator, device=device):
             if len(batch) > 1:
                 model(batch.contiguous(memory_format=torch.channels_last) if batch.dim() == 4 else batch)
 
 
 @contextmanager
-def _collecting(layers: list[_BatchNorm]) -> Iterator[None]:
-    """Gather statistics while the layers run and store them at the end."""
+def recalibrating(model: nn.Module) -> Iterator[None]:
+    """Set the running statistics, at the end, to those of what each layer has seen since the beginning.
+
+    Batch norm normalises by its batch meanwhile, whatever mode it is put in; all else is in eval mode. What
+    `recalibrate` says of layers that see nothing, and of errors, holds here too.
+
+    Args:
+        model: run it, or parts of it, on batches of at least two images.
+    """
+    layers = _tracking(model)
     before = {layer: {name: value.clone() for name, value in layer.named_buffers()} for layer in layers}
     momenta = {layer: layer.momentum for layer in layers}
     totals = {layer: _Moments() for layer in layers}
-    hooks = [layer.register_forward_hook(totals[layer].add) for layer in layers]
+    hooks = [layer.register_forward_pre_hook(_by_batch) for layer in layers]
+    hooks += [layer.register_forward_hook(totals[layer].add) for layer in layers]
     try:
-        for layer in layers:
-            layer.reset_running_stats()  # a NaN would survive a momentum of 1
-            layer.train()
-            layer.momentum = 1.0  # the running statistics are those of the last batch alone
-        yield
-        for layer in layers:
-            if totals[layer].values:
-                totals[layer].store(layer)
-            else:
-                _restore(layer, before[layer])
+        with in_mode(model, training=False):
+            for layer in layers:
+                layer.reset_running_stats()  # a NaN would survive a momentum of 1
+                layer.momentum = 1.0  # the running statistics are those of the last batch alone
+            yield
+            for layer in layers:
+                if totals[layer].values:
+                    totals[layer].store(layer)
+                else:
+                    _restore(layer, before[layer])
     except BaseException:
         for layer in layers:
             _restore(layer, before[layer])
         raise
     finally:
-        for layer, hook in zip(layers, hooks, strict=True):
+        for layer in layers:
             layer.momentum = momenta[layer]
+        for hook in hooks:
             hook.remove()
+
+
+def _tracking(model: nn.Module) -> list[_BatchNorm]:
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+
+
+def _by_batch(layer: nn.Module, _: object) -> None:
+    layer.train()
 
 
 def _restore(layer: _BatchNorm, buffers: dict[str, Tensor]) -> None:

@@ -54,6 +54,19 @@ def count_cost(model: nn.Module, example_input: Tensor) -> Cost:
     return Cost(macs + uses.other_macs, sum(parameter.numel() for parameter in bare.parameters()))
 
 
+@dataclass(frozen=True, slots=True)
+class Product:
+    """MACs of one weight: `factor · Π over its cut axes (size − Σ lost[group] · channels removed of the group)`.
+
+    Attributes:
+        factor: places of the image at which the weight is applied, times the entries of the axes that no cut touches.
+        axes: for each cut axis its size, and how much of it one channel of each group is.
+    """
+
+    factor: int
+    axes: tuple[tuple[int, Mapping[str, int]], ...]
+
+
 class CostModel:
     """The exact cost of a network as a function of its widths; the network itself is not touched or kept.
 
@@ -85,6 +98,20 @@ class CostModel:
             assert applied.denominator == 1, f"{name}: a cut parameter is always used whole"
             self._terms.append(_term(name, tuple(parameter.shape), int(applied), axes, self._column))
         self.full = self.cost(groups.widths)
+
+    def products(self) -> tuple[int, tuple[Product, ...]]:
+        """Return the MACs as a polynomial: those that no cut changes, and one product for each weight that cuts do."""
+        return self._fixed.macs, tuple(
+            Product(
+                term.applied * term.untouched,
+                tuple(
+                    (size, {self.groups[column]: int(share) for column, share in zip(columns, lost, strict=True)})
+                    for size, columns, lost in zip(term.sizes, term.columns, term.lost, strict=True)
+                ),
+            )
+            for term in self._terms
+            if term.applied
+        )
 
     def cost(self, widths: Mapping[str, int]) -> Cost:
         """Return the cost at widths by group name; a group that is not named keeps all its channels.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pruning.batchnorm import recalibrate
+from pruning.batchnorm import recalibrate, recalibrating
 from pruning.data import Pixels, TensorSplit
 from pruning.errors import DataError, OptionError
 
@@ -56,7 +56,7 @@ def snapshot(model: nn.Module) -> list:
         [m.momentum for m in batch_norms],
         [p.requires_grad for p in model.parameters()],
         [p.grad for p in model.parameters()],
-        [len(m._forward_hooks) for m in model.modules()],
+        [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
     ]
 
 
@@ -178,6 +178,26 @@ def test_a_layer_that_is_used_twice_gets_the_moments_of_all_it_sees():
     images = everything(split)
     values = torch.cat([images.movedim(1, 0).flatten(1), 2 * images[:, :, :2].movedim(1, 0).flatten(1)], dim=1)
     assert_moments(model.norm, *moments(values.T))
+
+
+def test_whoever_runs_the_layers_meanwhile_finds_the_same_in_whatever_mode_they_are_put():
+    model, split = make_network(), make_split()
+    expected = copy.deepcopy(model)
+    recalibrate(expected, split, batch_size=8)
+    model.eval()
+    model[0].train()
+    before = snapshot(model)
+    with torch.no_grad(), recalibrating(model):
+        assert not model[5].training
+        for images, _ in split.subset(30, 0).batches(8):
+            model[:3].eval()
+            hidden = model[:3](images)
+            model[3:].eval()
+            model[3:](hidden)
+    assert snapshot(model) == before
+    for index in (1, 4):
+        for name, buffer in expected[index].named_buffers():
+            torch.testing.assert_close(model[index].get_buffer(name), buffer)
 
 
 def test_statistics_of_flat_features_and_a_short_last_batch():

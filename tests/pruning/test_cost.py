@@ -239,6 +239,21 @@ def test_any_widths_cost_what_the_cut_network_costs(modelled: tuple[nn.Module, T
     assert count_cost(cut, image) == model.cost(widths) != model.full
 
 
+def test_the_products_multiply_out_to_the_macs(modelled: tuple[nn.Module, Tensor, CostModel]) -> None:
+    cost = modelled[2]
+    rng = np.random.default_rng(0)
+    fixed, products = cost.products()
+    assert all(0 < len(product.axes) <= 2 for product in products)
+    for _ in range(5):
+        widths = {name: int(rng.integers(1, full + 1)) for name, full in zip(cost.groups, cost.widths, strict=True)}
+        removed = {name: full - widths[name] for name, full in zip(cost.groups, cost.widths.tolist(), strict=True)}
+        macs = fixed
+        for product in products:
+            sizes = [size - sum(n * removed[name] for name, n in lost.items()) for size, lost in product.axes]
+            macs += product.factor * prod(sizes)
+        assert macs == cost.cost(widths).macs
+
+
 def test_a_cost_of_a_million_million_is_exact() -> None:
     network, image = build("resnet18"), torch.empty(1, 3, 8192, 8192, device="meta")
     groups = find_groups(network, image)

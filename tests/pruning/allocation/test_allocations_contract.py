@@ -9,6 +9,7 @@ from torch import nn
 from pruning.allocation import ALLOCATIONS
 from pruning.cost import CostModel
 from pruning.criteria import CRITERIA
+from pruning.curves import Curve, SensitivityRanking
 from pruning.errors import OptionError, PolicyError
 from pruning.greedy import GreedyRanking
 from pruning.groups import ChannelGroups, find_groups
@@ -37,8 +38,13 @@ def problem():
     torch.manual_seed(0)
     model = Network()
     groups = find_groups(model, IMAGE)
-    rankings = {"joint_quadratic": joint(model, groups), "adaptive": greedy(groups), "hsic_lasso": paths(model, groups)}
     other = CRITERIA.build("l1").rank(model, groups)
+    rankings = {
+        "joint_quadratic": joint(model, groups),
+        "adaptive": greedy(groups),
+        "hsic_lasso": paths(model, groups),
+        "sensitivity": SensitivityRanking(other, curves(groups)),
+    }
     return groups, CostModel(model, groups, IMAGE), {name: rankings.get(name, other) for name in ALLOCATIONS.names()}
 
 
@@ -59,6 +65,16 @@ def greedy(groups):
         falls = (0.9 + 0.2 * torch.rand(width)) * torch.exp(-torch.arange(width) * (1 + torch.rand(())) / width)
         losses[name] = 3 - torch.cat([torch.zeros(1), falls.cumsum(0) / 10])
     return GreedyRanking("dcp", {name: torch.randperm(width) for name, width in groups.widths.items()}, losses, {}, {})
+
+
+def curves(groups):
+    """Return losses that grow faster and faster as a group gets narrower, each group's as it is dear."""
+    found = {}
+    for name, width in groups.widths.items():
+        widths = torch.tensor(sorted({1, *range(1, width, max(1, width // 8)), width}))
+        loss = {"stem": 4, "conv1": 4, "expand": 1}[name] * (width / widths.double() - 1)
+        found[name] = Curve(widths, loss, 1 / (1 + loss))
+    return found
 
 
 each_allocation = pytest.mark.parametrize("name", ALLOCATIONS.names())
