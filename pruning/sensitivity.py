@@ -49,7 +49,7 @@ def measure_sensitivity(
     ranking: Ranking,
     recalibration_batches: Pairs,
     test_batches: Pairs,
-    shares: Iterable[float] = SHARES,
+    shares: Iterable[float | Fraction] = SHARES,
 ) -> Iterator[Measured]:
     """Cut one group after the other, on copies of the network, and measure each cut network.
 
@@ -100,7 +100,7 @@ def measure_sensitivity(
             yield Measured(name, width, loss, accuracy)
 
 
-def check_shares(shares: Iterable[float], place: str) -> tuple[Fraction, ...]:
+def check_shares(shares: Iterable[float | Fraction], place: str) -> tuple[Fraction, ...]:
     """Return shares as they are written: 0.55 is no binary fraction, and 0.55 · 100 would be one channel more.
 
     Raises:

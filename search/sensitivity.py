@@ -7,11 +7,16 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from pruning import AuxiliaryPlacement, CriterionSpec, Ranking, evaluate, prune, recalibrate
+import torch
+from torch import Tensor
+
+from pruning import AuxiliaryPlacement, CriterionSpec, measure_sensitivity
 from search.asked import width_at
 from search.inputs import Inputs, Say, silent
 from search.rankings import cache_path, ranked_network, ranking_for
-from search.units import percent
+
+BATCH = 256
+"""Images that run at a time; the numbers hardly depend on it."""
 
 Curves = dict[str, list[tuple[int, float]]]
 """For each group widths, ascending, with the accuracy of a network in which it alone has that width."""
@@ -40,39 +45,30 @@ def curves_for(
     recipe = inputs.experiment.recipe
     setting = [inputs.data.fingerprint, recipe.recalibration_images, recipe.augment, inputs.experiment.search.seed]
     path = cache_path(inputs, criterion, placement, "sensitivity", setting).with_suffix(".jsonl")
-    known = dict(_read(path))
-    curves: Curves = {}
-    for number, (name, group) in enumerate(inputs.searched.items(), start=1):
-        curves[name] = []
-        for width in sorted({width_at(share, group) for share in shares}):
-            if (name, width) not in known:
-                known[name, width] = _accuracy(inputs, criterion, placement, ranking, {name: width})
-                _append(path, name, width, known[name, width])
-            curves[name].append((width, known[name, width]))
-        told = ", ".join(f"{width}: {percent(accuracy)}" for width, accuracy in curves[name])
-        say(f"  [{number}/{len(inputs.searched)}] {name}, of {group.width} channels {told}")
-    return curves
+    known, groups = dict(_read(path)), inputs.searched
+    asked = {name: sorted({width_at(share, group) for share in shares}) for name, group in groups.items()}
+    missing = [name for name, widths in asked.items() if any((name, width) not in known for width in widths)]
+    new = [share for share in shares if any((name, width_at(share, groups[name])) not in known for name in missing)]
+    if missing:
+        network = ranked_network(inputs, criterion, placement).to(inputs.device)
+        batches = _recalibration_batches(inputs), list(inputs.data.val.batches(BATCH, device=inputs.device))
+        chosen = groups.only(missing)
+        for found in measure_sensitivity(network, chosen, ranking, *batches, new):
+            known[found.group, found.width] = found.accuracy
+            _append(path, found.group, found.width, found.accuracy)
+            if found.width == asked[found.group][-1]:
+                say(f"  [{missing.index(found.group) + 1}/{len(missing)}] {found.group}")
+    return {name: [(width, known[name, width]) for width in widths] for name, widths in asked.items()}
 
 
-def _accuracy(
-    inputs: Inputs,
-    criterion: CriterionSpec,
-    placement: AuxiliaryPlacement | None,
-    ranking: Ranking,
-    widths: dict[str, int],
-) -> float:
-    """Return the top-1 accuracy on validation images of the network that is cut to `widths`, not fine-tuned."""
-    network, recipe = ranked_network(inputs, criterion, placement), inputs.experiment.recipe
-    prune(network, widths, ranking, groups=inputs.groups, example_input=inputs.example)
-    recalibrate(
-        network,
-        inputs.data.train,
-        images=recipe.recalibration_images,
-        augment=recipe.augment,  # as in a trial
-        device=inputs.device,
-        seed=inputs.experiment.search.seed,
-    )
-    return evaluate(network, inputs.data.val, device=inputs.device).accuracy
+def _recalibration_batches(inputs: Inputs) -> list[tuple[Tensor, Tensor]]:
+    """Return the images that batch norm takes its statistics from, augmented as in a trial."""
+    recipe, train, seed = inputs.experiment.recipe, inputs.data.train, inputs.experiment.search.seed
+    if not recipe.recalibration_images:
+        return []
+    chosen = train.subset(min(recipe.recalibration_images, len(train)), seed)
+    generator = torch.Generator().manual_seed(seed)
+    return list(chosen.batches(BATCH, augment=recipe.augment, generator=generator, device=inputs.device))
 
 
 def _append(path: Path, group: str, width: int, accuracy: float) -> None:

@@ -38,18 +38,27 @@ def made(monkeypatch):
     return calls
 
 
+class Cuts(list):
+    """To which widths networks were cut to be measured; an interruption comes after so many."""
+
+    stop = None
+
+
 @pytest.fixture
 def cuts(monkeypatch):
-    """To which widths networks were cut to be measured."""
-    widths = []
-    cut = sensitivity.prune
+    cuts, measure = Cuts(), sensitivity.measure_sensitivity
 
-    def noted(network, policy, *args, **options):
-        widths.append(policy)
-        return cut(network, policy, *args, **options)
+    def noted(model, groups, *args):
+        for found in measure(model, groups, *args):
+            if len(cuts) == cuts.stop:
+                cuts.stop = None
+                raise KeyboardInterrupt
+            if found.width < groups[found.group].width:
+                cuts.append({found.group: found.width})
+            yield found
 
-    monkeypatch.setattr(sensitivity, "prune", noted)
-    return widths
+    monkeypatch.setattr(sensitivity, "measure_sensitivity", noted)
+    return cuts
 
 
 def rows(path):
@@ -128,17 +137,8 @@ def test_a_second_run_computes_nothing_and_says_the_same(call, file, tmp_path, m
     assert first[first.index("\nin common") :] == second[second.index("\nin common") :]
 
 
-def test_an_interruption_loses_nothing_that_was_made(call, file, tmp_path, made, cuts, monkeypatch):
-    experiment, stopped = file(search=SEARCH), []
-    measure = sensitivity.evaluate
-
-    def stop(*args, **options):
-        if len(cuts) == 3 and not stopped:
-            stopped.append(True)
-            raise KeyboardInterrupt
-        return measure(*args, **options)
-
-    monkeypatch.setattr(sensitivity, "evaluate", stop)
+def test_an_interruption_loses_nothing_that_was_made(call, file, tmp_path, made, cuts):
+    experiment, cuts.stop = file(search=SEARCH), 3
     command = ("rank", experiment, "--criteria", "taylor,l1", "--widths", "50%,25%", "--sensitivity")
     code, _, complaint = call(*command)
     assert (code, complaint) == (130, "interrupted\n")
@@ -147,9 +147,9 @@ def test_an_interruption_loses_nothing_that_was_made(call, file, tmp_path, made,
     path.write_text(path.read_text() + '\n["second", 8, 0.')  # torn as well
     assert call(*command)[0] == 0
     assert made == ["l1", "taylor"]
-    assert cuts == [{"first": 2}, {"first": 4}, {"second": 4}, {"second": 4}, {"second": 8}]
+    assert cuts == [{"first": 2}, {"first": 4}, {"second": 4}, {"second": 8}]
     assert call(*command)[0] == 0
-    assert len(cuts) == 5  # what came behind the torn line is known
+    assert len(cuts) == 4  # what came behind the torn line is known
 
 
 def test_a_files_neighbours_stay_and_its_own_are_replaced(tmp_path):
