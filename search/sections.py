@@ -84,10 +84,15 @@ class WidthSpace(Section):
 
 
 class BudgetSpace(Section):
-    """The MACs that `uniform` and `global` allocations are given, as parts of the baseline's."""
+    """The MACs that rules for the widths are given, as parts of the baseline's; a single share is both ends."""
 
     minimum: Share = 0.2
     maximum: Share = 0.9
+
+    @model_validator(mode="before")
+    @classmethod
+    def _both_ends(cls, value: Any) -> Any:
+        return {"minimum": value, "maximum": value} if isinstance(value, (str, int, float)) else value
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

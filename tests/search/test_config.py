@@ -40,6 +40,12 @@ def fault(tmp_path, text):
 # ── what a file says ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize(("written", "share"), [("50%", 0.5), ("0.5", 0.5), ("1", 1.0)])
+def test_a_single_budget_is_both_its_ends(tmp_path, written, share):
+    budget = load(tmp_path, f"name: one\nmodel: resnet20\nsearch: {{budget: {written}}}\n").search.budget
+    assert (budget.minimum, budget.maximum) == (share, share)
+
+
 def test_the_example_of_the_readme_means_what_it_says(tmp_path):
     text = re.search(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
     experiment = load(tmp_path, text)
@@ -286,6 +292,7 @@ def test_a_misspelt_name_is_told_with_the_nearest(tmp_path, text, place, nearest
         ("search: {criterion: 3}", "search.criterion.0: .*got 3"),
         ("search: {widths: {minimum: 50}}", "search.widths.minimum: .*less than or equal to 1, got 50"),
         ("search: {widths: {per: layer}}", "search.widths.per: .*'group' or 'stage', got 'layer'"),
+        ("search: {budget: 50}", "search.budget.minimum: .*less than or equal to 1, got 50"),
         (
             "search: {budget: {minimum: 90%, maximum: 20%}}",
             "search.budget: expected minimum ≤ maximum, got 0.9 and 0.2",
