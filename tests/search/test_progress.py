@@ -142,7 +142,8 @@ def test_durations_read_well(seconds, text):
 
 
 INTERRUPTED = """
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so their children
 from search.progress import LiveView
 with LiveView(24, {"accuracy": 0.9, "macs": 1e6, "params": 1e3}, ("accuracy", "macs")) as view:
     view.update([], 2)
