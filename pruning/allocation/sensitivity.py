@@ -41,14 +41,14 @@ class Sensitivity:
         levels: how many widths of each group may be chosen, spread evenly; groups with fewer are searched whole.
         seconds: when to stop, with the best widths so far and a warning that says how far off they can be. Only then
             can equal arguments give other widths.
-        options: of the criterion `sensitivity`, which measures.
+        criterion: options of the criterion `sensitivity`, which measures.
     """
 
     measure: Literal["loss", "accuracy"] = "loss"
     round_to: int = 1
     levels: int = 19
     seconds: float = 60.0
-    options: Mapping[str, Any] = field(default_factory=dict)
+    criterion: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.measure not in ("loss", "accuracy"):
@@ -71,7 +71,7 @@ class Sensitivity:
     @property
     def ranked_by(self) -> CriterionSpec | None:
         """The criterion whose ranking has the curves, whatever criterion chooses the channels."""
-        return CriterionSpec(name="sensitivity", options=dict(self.options))
+        return CriterionSpec(name="sensitivity", options=dict(self.criterion))
 
     def widths(
         self, groups: ChannelGroups, cost: CostModel, macs: int | None, ranking: Ranking | None = None

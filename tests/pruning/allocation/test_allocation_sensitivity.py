@@ -275,7 +275,7 @@ def test_each_option_changes_something():
 
 
 def test_it_says_who_measures():
-    rule = ALLOCATIONS.build("sensitivity", options={"criterion": "fpgm"})
+    rule = ALLOCATIONS.build("sensitivity", criterion={"criterion": "fpgm"})
     assert rule.looks_at_ranking
     assert rule.ranked_by == CriterionSpec(name="sensitivity", options={"criterion": "fpgm"})
 
