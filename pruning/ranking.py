@@ -195,7 +195,7 @@ def load_ranking(path: Path) -> Ranking:
     about, parts = _read(path)
     kind = about.get("kind", "nested")
     if kind not in _KINDS:
-        raise RankingError(f"ranking {path}: expected a {' or '.join(sorted(_KINDS))} one, got '{kind}'")
+        raise RankingError(f"ranking {path}: expected one of {', '.join(sorted(_KINDS))}, got '{kind}'")
     try:
         return _KINDS[kind](about["criterion"], parts, about.get("extra", {}))
     except (KeyError, ValueError) as error:  # another version's

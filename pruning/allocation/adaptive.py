@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from pruning.cost import CostModel
 from pruning.errors import OptionError, RankingError
 from pruning.greedy import GreedyRanking
 from pruning.groups import ChannelGroups
+from pruning.policy import CriterionSpec
 from pruning.ranking import Ranking
 
 Vector = NDArray[np.float64]
@@ -33,6 +35,9 @@ class Adaptive:
         round_to: widths are multiples of this, or the group's full width; those of a given ε are rounded up.
     """
 
+    looks_at_ranking: ClassVar[bool] = True
+    ranked_by: ClassVar[CriterionSpec | None] = None
+
     epsilon: float | None = None
     round_to: int = 1
 
@@ -44,15 +49,6 @@ class Adaptive:
     def budgeted(self) -> bool:
         """See `Allocation.budgeted`."""
         return self.epsilon is None
-
-    @property
-    def looks_at_ranking(self) -> bool:
-        """See `Allocation.looks_at_ranking`."""
-        return True
-
-    @property
-    def ranked_by(self) -> None:
-        """See `Allocation.ranked_by`."""
 
     def widths(
         self, groups: ChannelGroups, cost: CostModel, macs: int | None, ranking: Ranking | None = None

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from pruning.allocation.budget import Direction, project
 from pruning.cost import CostModel
 from pruning.errors import OptionError, RankingError, suggest
 from pruning.groups import ChannelGroups
+from pruning.policy import CriterionSpec
 from pruning.ranking import Ranking
 
 NORMS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -40,6 +42,10 @@ class Global:
         round_to: widths are multiples of this, or the group's full width.
     """
 
+    budgeted: ClassVar[bool] = True
+    looks_at_ranking: ClassVar[bool] = True
+    ranked_by: ClassVar[CriterionSpec | None] = None
+
     normalise: str = "mean"
     minimum_share: float = 0.1
     round_to: int = 1
@@ -49,20 +55,6 @@ class Global:
             raise OptionError(f"normalise: unknown norm '{self.normalise}'{suggest(self.normalise, NORMS)}")
         if not 0 <= self.minimum_share <= 1:
             raise OptionError(f"minimum_share: expected 0 to 1, got {self.minimum_share}")
-
-    @property
-    def budgeted(self) -> bool:
-        """See `Allocation.budgeted`."""
-        return True
-
-    @property
-    def looks_at_ranking(self) -> bool:
-        """See `Allocation.looks_at_ranking`."""
-        return True
-
-    @property
-    def ranked_by(self) -> None:
-        """See `Allocation.ranked_by`."""
 
     def widths(
         self, groups: ChannelGroups, cost: CostModel, macs: int | None, ranking: Ranking | None = None

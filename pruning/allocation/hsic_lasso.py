@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,9 @@ class HSICLasso:
         criterion: options of `apib`; normalised paths (`normalise: frobenius`) make another rule of it.
     """
 
+    budgeted: ClassVar[bool] = True
+    looks_at_ranking: ClassVar[bool] = True
+
     minimum_width: int = 1
     round_to: int = 1
     criterion: Mapping[str, Any] = field(default_factory=dict)
@@ -53,16 +56,6 @@ class HSICLasso:
         if not isinstance(self.criterion, Mapping):
             raise OptionError(f"allocation 'hsic_lasso', criterion: expected options of apib, got {self.criterion!r}")
         CRITERIA.build("apib", **self.criterion)  # refuses what it does not take
-
-    @property
-    def budgeted(self) -> bool:
-        """See `Allocation.budgeted`."""
-        return True
-
-    @property
-    def looks_at_ranking(self) -> bool:
-        """See `Allocation.looks_at_ranking`."""
-        return True
 
     @property
     def ranked_by(self) -> CriterionSpec:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from pruning.allocation.budget import Direction, project, required
 from pruning.cost import CostModel
 from pruning.errors import OptionError, RankingError
 from pruning.groups import ChannelGroups
+from pruning.policy import CriterionSpec
 from pruning.quadratic import Mask, Vector, evaluate
 from pruning.quadratic_budget import Demand, choose_within
 from pruning.ranking import QuadraticRanking, Ranking
@@ -37,26 +39,16 @@ class JointQuadratic:
         round_to: widths are multiples of this, or the group's full width.
     """
 
+    budgeted: ClassVar[bool] = True
+    looks_at_ranking: ClassVar[bool] = True
+    ranked_by: ClassVar[CriterionSpec | None] = None
+
     minimum_share: float = 0.1
     round_to: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.minimum_share <= 1:
             raise OptionError(f"minimum_share: expected 0 to 1, got {self.minimum_share}")
-
-    @property
-    def budgeted(self) -> bool:
-        """See `Allocation.budgeted`."""
-        return True
-
-    @property
-    def looks_at_ranking(self) -> bool:
-        """See `Allocation.looks_at_ranking`."""
-        return True
-
-    @property
-    def ranked_by(self) -> None:
-        """See `Allocation.ranked_by`."""
 
     def widths(
         self, groups: ChannelGroups, cost: CostModel, macs: int | None, ranking: Ranking | None = None

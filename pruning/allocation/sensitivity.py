@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -44,6 +44,9 @@ class Sensitivity:
         criterion: options of the criterion `sensitivity`, which measures.
     """
 
+    budgeted: ClassVar[bool] = True
+    looks_at_ranking: ClassVar[bool] = True
+
     measure: Literal["loss", "accuracy"] = "loss"
     round_to: int = 1
     levels: int = 19
@@ -57,16 +60,6 @@ class Sensitivity:
             raise OptionError(f"levels: expected at least 2, got {self.levels}")
         if not self.seconds > 0:
             raise OptionError(f"seconds: expected a number above 0, got {self.seconds}")
-
-    @property
-    def budgeted(self) -> bool:
-        """See `Allocation.budgeted`."""
-        return True
-
-    @property
-    def looks_at_ranking(self) -> bool:
-        """See `Allocation.looks_at_ranking`."""
-        return True
 
     @property
     def ranked_by(self) -> CriterionSpec | None:

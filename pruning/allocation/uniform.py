@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from math import floor
+from typing import ClassVar
 
 from pruning.allocation import register
 from pruning.allocation.budget import at_least, project
 from pruning.cost import CostModel
 from pruning.errors import OptionError
 from pruning.groups import ChannelGroups
+from pruning.policy import CriterionSpec
 from pruning.ranking import Ranking
 
 
@@ -25,6 +27,9 @@ class Uniform:
             `round_to` − 1 more. None: the budget decides.
     """
 
+    looks_at_ranking: ClassVar[bool] = False
+    ranked_by: ClassVar[CriterionSpec | None] = None
+
     round_to: int = 1
     rate: float | None = None
 
@@ -36,15 +41,6 @@ class Uniform:
     def budgeted(self) -> bool:
         """See `Allocation.budgeted`."""
         return self.rate is None
-
-    @property
-    def looks_at_ranking(self) -> bool:
-        """See `Allocation.looks_at_ranking`."""
-        return False
-
-    @property
-    def ranked_by(self) -> None:
-        """See `Allocation.ranked_by`."""
 
     def widths(
         self,
