@@ -114,7 +114,7 @@ def test_either_kind_is_read_and_the_other_kind_refused(tmp_path: Path) -> None:
         QuadraticRanking.load(tmp_path / "nested")
     about = {"format": "1", "ranking": '{"criterion": "ccp", "kind": "cubic"}'}
     save_file({"linear/a": torch.ones(2)}, tmp_path / "cubic", metadata=about)
-    with pytest.raises(RankingError, match="expected one of greedy, nested, .*quadratic.*, got 'cubic'"):
+    with pytest.raises(RankingError, match=r"expected one of greedy, nested, .*quadratic.*, got 'cubic'"):
         load_ranking(tmp_path / "cubic")
 
 
