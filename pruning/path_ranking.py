@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pruning.errors import RankingError, suggest
-from pruning.ranking import load_ranking, register_kind, write_ranking
+from pruning.errors import RankingError
+from pruning.ranking import check_width, load_ranking, register_kind, write_ranking
 
 
 class PathRanking:
@@ -70,11 +70,8 @@ class PathRanking:
 
         Where no penalty leaves so many, those of the first of the largest supports are filled up in the group's order.
         """
-        if group not in self.orders:
-            raise RankingError(f"ranking '{self.criterion}': no group '{group}'{suggest(group, self.orders)}")
+        check_width(self.criterion, self.orders, group, width)
         order, sizes = self.orders[group], self.sizes[group]
-        if not 1 <= width <= len(order):
-            raise RankingError(f"ranking '{self.criterion}', group '{group}': expected 1 to {len(order)}, got {width}")
         most = int(sizes.max()) if len(sizes) else 0
         inside = torch.zeros(len(order), dtype=torch.bool)
         if most:

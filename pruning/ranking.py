@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -68,7 +68,7 @@ class NestedRanking:
 
     def keep(self, group: str, width: int) -> tuple[int, ...]:
         """Return the `width` most important channels of `group`, ascending."""
-        _check_width(self.criterion, self.orders, group, width)
+        check_width(self.criterion, self.orders, group, width)
         return tuple(sorted(self.orders[group][:width].tolist()))
 
     def save(self, path: Path) -> None:
@@ -159,7 +159,7 @@ class QuadraticRanking:
         return self._removed(group, width).gap
 
     def _removed(self, group: str, width: int) -> Choice:
-        _check_width(self.criterion, self.linear, group, width)
+        check_width(self.criterion, self.linear, group, width)
         if (group, width) not in self._choices:
             S, u = self.quadratic[group].numpy(), self.linear[group].numpy()
             self._choices[group, width] = choose(S, u, len(u) - width)
@@ -230,7 +230,18 @@ def register_kind(kind: str) -> Callable[[Load], Load]:
     return decorate
 
 
-def _check_width(criterion: str, groups: Mapping[str, Tensor], group: str, width: int) -> None:
+def check_width(criterion: str, groups: Mapping[str, Sized], group: str, width: int) -> None:
+    """Refuse what a ranking cannot keep.
+
+    Args:
+        criterion: of the ranking, for messages.
+        groups: those that were ranked, each as long as it is wide.
+        group: whose channels are asked for.
+        width: how many.
+
+    Raises:
+        RankingError: a group that was not ranked, or a width it does not have.
+    """
     if group not in groups:
         raise RankingError(f"ranking '{criterion}': no group '{group}'{suggest(group, groups)}")
     if not 1 <= width <= len(groups[group]):

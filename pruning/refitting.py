@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning.errors import RankingError, suggest
+from pruning.errors import RankingError
 from pruning.groups import ChannelGroup, ChannelGroups, Slice, tensor_of
-from pruning.ranking import register_kind, write_ranking
+from pruning.ranking import check_width, register_kind, write_ranking
 from pruning.reconstruction import least_squares, reader_blocks, with_blocks
 
 
@@ -51,13 +51,8 @@ class ReconstructionRanking:
 
     def keep(self, group: str, width: int) -> tuple[int, ...]:
         """Return the `width` channels of `group` to keep, ascending; the sets of two widths need not be nested."""
-        if group not in self._sets:
-            raise RankingError(f"ranking '{self.criterion}': no group '{group}'{suggest(group, self._sets)}")
-        sets = self._sets[group]
-        if not 1 <= width <= len(sets):
-            place = f"ranking '{self.criterion}', group '{group}'"
-            raise RankingError(f"{place}: expected 1 to {len(sets)}, got {width}")
-        return sets[width - 1]
+        check_width(self.criterion, self._sets, group, width)
+        return self._sets[group][width - 1]
 
     def weights(self, model: nn.Module, groups: ChannelGroups, widths: Mapping[str, int]) -> dict[str, Tensor]:
         """Return the readers' weights by least squares on the kept channels, for every group that is cut.
