@@ -46,17 +46,19 @@ def rank_all(inputs: Inputs, say: Say = silent) -> dict[str, Ranking]:
 
     A ranking that depends on auxiliary losses is made when the first trial asks for it, where and while others run;
     unless a rule for the widths looks at it, which is asked before. A rule that looks at a criterion of its own has it
-    ranked like the others.
+    ranked like the others. Those by feature maps share one pass.
     """
     asked = inputs.experiment.search
     rules = [ALLOCATIONS.build(rule.name, **rule.options) for rule in asked.allocation if rule.name != "searched"]
     looking = any(rule.looks_at_ranking and rule.ranked_by is None for rule in rules)
     criteria = [(criterion, looking) for criterion in asked.criterion]
     criteria += [(rule.ranked_by, True) for rule in rules if rule.ranked_by is not None]
+    some = AuxiliaryPlacement(positions=1)
+    blind = [one for one, _ in criteria if seen_placement(inputs.experiment, one, some) is None]
+    rank_ahead(inputs, blind, None, say)
     rankings: dict[str, Ranking] = {}
     for criterion, early in criteria:
-        blind = seen_placement(inputs.experiment, criterion, AuxiliaryPlacement(positions=1)) is None
-        for placement in [None] if blind else asked.auxiliary.known(len(inputs.blocks)):
+        for placement in [None] if criterion in blind else asked.auxiliary.known(len(inputs.blocks)):
             seen = seen_placement(inputs.experiment, criterion, placement)
             key = ranking_key(criterion, seen)
             if key not in rankings and (early or seen is None):

@@ -44,3 +44,16 @@ def pictures(count=12):
 
 def batches(images, labels, size):
     return list(zip(images.split(size), labels.split(size), strict=True))
+
+
+def inputs_of(model, images):
+    """Return what every layer read, by name."""
+    found, hooks = {}, []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            hooks.append(module.register_forward_hook(lambda m, x, y, name=name: found.update({name: x[0]})))
+    with torch.no_grad():
+        model.eval()(images)
+    for hook in hooks:
+        hook.remove()
+    return found

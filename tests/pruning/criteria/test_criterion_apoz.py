@@ -1,7 +1,6 @@
 import pytest
 import torch
-from small_networks import IMAGE, Residual, batches, chain, pictures, prepared
-from torch import nn
+from small_networks import IMAGE, Residual, batches, chain, inputs_of, pictures, prepared
 
 from pruning.criteria import CRITERIA, rank_together
 from pruning.criteria.apoz import APoZ
@@ -12,19 +11,6 @@ from pruning.groups import find_groups
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(3)
-
-
-def inputs_of(model, images):
-    """Return what every layer read, by name."""
-    found, hooks = {}, []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            hooks.append(module.register_forward_hook(lambda m, x, y, name=name: found.update({name: x[0]})))
-    with torch.no_grad():
-        model.eval()(images)
-    for hook in hooks:
-        hook.remove()
-    return found
 
 
 @pytest.mark.parametrize("make", [Residual, chain])

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from small_networks import IMAGE, Residual, batches, chain, pictures, prepared
+from small_networks import IMAGE, Residual, batches, chain, inputs_of, pictures, prepared
 from torch import nn
 
 from pruning.criteria.chip import CHIP
@@ -20,19 +20,6 @@ def depthwise():
         *(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.BatchNorm2d(6), nn.ReLU()),
         *(nn.Conv2d(6, 8, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 5)),
     )
-
-
-def inputs_of(model, images):
-    """Return what every layer read, by name."""
-    found, hooks = {}, []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            hooks.append(module.register_forward_hook(lambda m, x, y, name=name: found.update({name: x[0]})))
-    with torch.no_grad():
-        model.eval()(images)
-    for hook in hooks:
-        hook.remove()
-    return found
 
 
 def by_definition(model, group, images, decimals=None):
