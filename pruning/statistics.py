@@ -18,7 +18,8 @@ from pruning.groups import ChannelGroup, ChannelGroups
 def reader_gates(model: nn.Module, groups: ChannelGroups, criterion: str) -> Iterator[ReaderGates]:
     """Multiply every channel of `groups` by a gate z = 1 wherever it is read; the hooks are gone afterwards.
 
-    Closing a gate is what a cut does. A shortcut that passes a reader by has no gate.
+    Closing a gate is what a cut does. A shortcut that passes a reader by has no gate. A pass under `torch.no_grad` goes
+    through none.
 
     Args:
         model: the network that `groups` were found in, in eval mode: else the images are not independent.
@@ -128,6 +129,8 @@ class _Read(torch.autograd.Function):
 
 
 def _gate(layer: nn.Module, inputs: tuple[Any, ...], gates: list[Tensor]) -> tuple[Any, ...]:
+    if not torch.is_grad_enabled():
+        return inputs
     x: Tensor = inputs[0]
     axis = _channel_axis(layer, x)
     gates.append(x.new_ones(x.shape[0], x.shape[axis]).requires_grad_())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.auxiliary import AuxiliaryLosses
-from pruning.criteria import Batches, calibration, evaluating, register
+from pruning.criteria import Batches, calibration, evaluating, in_parts, register
 from pruning.curvature import Part, curvature_of
 from pruning.errors import OptionError
 from pruning.groups import ChannelGroups
@@ -135,7 +135,7 @@ class CCP:
             if auxiliary is not None:
                 stack.enter_context(in_mode(auxiliary.heads, training=False))
                 stack.enter_context(auxiliary.attached(model))
-            for images, labels in calibration(batches, self.name, model, self.images):
+            for images, labels in in_parts(calibration(batches, self.name, model, self.images)):
                 parts = self._parts(model(_laid_out(images)), labels, auxiliary)
                 for number, (weight, part) in enumerate(parts, 1):
                     sums.add(gates.slopes(part.total, len(images), again=number < len(parts)), part, weight)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning.auxiliary import AuxiliaryLosses
-from pruning.criteria import Batches, calibration, evaluating, register
+from pruning.criteria import Batches, calibration, evaluating, in_parts, register
 from pruning.errors import OptionError, RankingError
 from pruning.groups import ChannelGroups
 from pruning.information import Critic, normalised_hsic
@@ -18,6 +18,8 @@ from pruning.ranking import NestedRanking
 from pruning.statistics import reader_gates
 
 ESTIMATES = ("hsic", "mine")
+Information = Callable[[Tensor, Tensor], Tensor]
+"""Of features and labels, to differentiate."""
 
 
 @register("cpgmi")
@@ -78,9 +80,12 @@ class CPGMI:
             # The features are taken behind the gates: the last layer reads a group, too.
             with torch.enable_grad(), reader_gates(model, groups, self.name) as gates, last_features(model) as features:
                 for images, labels in self._blocks(model, batches):
-                    slopes = gates.slopes(information(features(images), labels), len(images))
-                    for name, of_images in slopes.items():
-                        scores[name] += of_images.sum(dim=0).abs()
+                    of_block = {name: torch.zeros_like(score) for name, score in scores.items()}
+                    for loss, count in _losses(information, features, images, labels):
+                        for name, of_images in gates.slopes(loss, count).items():
+                            of_block[name] += of_images.sum(dim=0)
+                    for name, slopes in of_block.items():
+                        scores[name] += slopes.abs()
                     blocks += 1
         if not blocks:
             raise RankingError(
@@ -97,14 +102,36 @@ class CPGMI:
             if len(labels) > 2 and len(labels.unique()) > 1:
                 yield images, labels
 
-    def _critic(self, model: nn.Module, batches: Batches | None) -> Callable[[Tensor, Tensor], Tensor]:
+    def _critic(self, model: nn.Module, batches: Batches | None) -> Information:
         """Return a critic that was trained on all images."""
         with torch.no_grad(), last_features(model) as features:
-            seen = [(features(images), labels) for images, labels in self._blocks(model, batches)]
+            seen = [(_all(features, images, labels), labels) for images, labels in self._blocks(model, batches)]
         if not seen:
             return normalised_hsic  # never asked: there is no block
         x, y = (torch.cat(parts) for parts in zip(*seen, strict=True))
         return Critic(x, y, steps=self.steps, batch=self.block, seed=self.seed)
+
+
+def _losses(
+    information: Information, features: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor
+) -> Iterator[tuple[Tensor, int]]:
+    """Yield what to differentiate for part after part of a block, and of how many images it is.
+
+    A part's is Σ ∂I/∂x·x over its features x, whose gradient is that of I: only one part's feature maps are kept.
+    """
+    parts = list(in_parts([(images, labels)]))
+    if len(parts) == 1:
+        yield information(features(images), labels), len(images)
+        return
+    with torch.no_grad():
+        x = _all(features, images, labels)
+    (slopes,) = torch.autograd.grad(information(x.requires_grad_(), labels), x)
+    for (part, _), of_part in zip(parts, slopes.split(len(parts[0][0])), strict=True):
+        yield (features(part) * of_part).sum(), len(part)
+
+
+def _all(features: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> Tensor:
+    return torch.cat([features(part) for part, _ in in_parts([(images, labels)])])
 
 
 @contextmanager

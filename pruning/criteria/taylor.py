@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pruning.auxiliary import AuxiliaryLosses
-from pruning.criteria import Batches, calibration, evaluating, register
+from pruning.criteria import Batches, calibration, evaluating, in_parts, register
 from pruning.errors import OptionError
 from pruning.groups import ChannelGroups
 from pruning.ranking import NestedRanking
@@ -54,7 +54,7 @@ class Taylor:
         scores = {name: torch.zeros(group.width, dtype=torch.float64) for name, group in groups.items()}
         seen = 0
         with evaluating(model), torch.enable_grad(), reader_gates(model, groups, self.name) as gates:
-            for images, labels in calibration(batches, self.name, model, self.images):
+            for images, labels in in_parts(calibration(batches, self.name, model, self.images)):
                 loss = F.cross_entropy(model(images), labels, reduction="sum")
                 for name, slopes in gates.slopes(loss, len(images)).items():
                     scores[name] += slopes.square().sum(dim=0)
