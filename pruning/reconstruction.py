@@ -141,6 +141,17 @@ def _windows(layer: nn.Conv2d, x: Tensor, places: Tensor, width: int) -> Tensor:
     return x[image, :, along[0][..., :, None], along[1][..., None, :]].movedim(-1, 2)
 
 
+def inner_products(rows: Tensor) -> Tensor:
+    """Return AᵀA for rows A `[rows, columns]`, `[columns, columns]`.
+
+    On the CPU numpy makes it, which sees that both factors are the same and does half the work; torch does not.
+    """
+    if rows.device.type != "cpu":
+        return rows.T @ rows
+    A = rows.detach().numpy()
+    return torch.from_numpy(A.T @ A)
+
+
 def gram_of_contributions(rows: Tensor, weights: Tensor) -> Tensor:
     """Return `Σ xᵀx` over rows and filters, with `x` what each channel adds to a filter's output at a row.
 

@@ -71,7 +71,10 @@ class ReaderGates:
         """Return ∂loss/∂z for each layer's inputs, added over its calls, float64 `[images, inputs]`."""
         flat = [(layer, gate) for layer, of_layer in self.of_layers.items() for gate in of_layer]
         gates = [gate for _, gate in flat]
-        found = torch.autograd.grad(loss, gates, retain_graph=again, materialize_grads=True) if gates else ()
+        if loss.requires_grad and gates:
+            found = torch.autograd.grad(loss, gates, retain_graph=again, materialize_grads=True)
+        else:  # not one gate is on the way to the loss
+            found = tuple(map(torch.zeros_like, gates))
         slopes: dict[str, Tensor] = {}
         for (layer, gate), slope in zip(flat, found, strict=True):
             if len(gate) != images:

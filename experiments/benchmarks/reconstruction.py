@@ -23,7 +23,7 @@ from sklearn.linear_model import Lasso
 from torch import Tensor
 
 from pruning.criteria.thinet import removal_order
-from pruning.reconstruction import contract, lasso_order
+from pruning.reconstruction import contract, inner_products, lasso_order
 
 T = TypeVar("T")
 Array = NDArray[np.float64]
@@ -48,9 +48,9 @@ def compare_removal(channels: int, rows: int, removals: int, repeats: int) -> No
     x = rng.standard_normal((rows, channels)) * rng.gamma(2, size=channels)
     x += rng.standard_normal((rows, 8)) @ rng.standard_normal((8, channels))
     X = torch.from_numpy(x)
-    loops, expected = timed(lambda: removed_by_loops(x, removals), 1)
-    all_of_it, order = timed(lambda: removal_order(X.T @ X), repeats)
-    gram = X.T @ X
+    loops, expected = timed(lambda: removed_by_loops(x, removals), repeats)
+    all_of_it, order = timed(lambda: removal_order(inner_products(X)), repeats)
+    gram = inner_products(X)
     choice, _ = timed(lambda: removal_order(gram), repeats)
     same = order.flip(0)[:removals].tolist() == expected
     print(
@@ -75,10 +75,10 @@ def compare_lasso(channels: int, filters: int, kernel: int, places: int, repeats
     P = torch.randn(places, channels, kernel, generator=generator, dtype=torch.float64).relu()
     W = torch.randn(filters, channels, kernel, generator=generator, dtype=torch.float64)
     rows = P.flatten(1)
-    blocks, found = timed(lambda: contract(rows.T @ rows, W), repeats)
+    blocks, found = timed(lambda: contract(inner_products(rows), W), repeats)
     path, _ = timed(lambda: lasso_order(found, found.sum(dim=1)), repeats)
-    building, Z = timed(lambda: explicit_rows(P, W), 1)
-    product, expected = timed(lambda: Z @ Z.T, 1)
+    building, Z = timed(lambda: explicit_rows(P, W), repeats)
+    product, expected = timed(lambda: inner_products(Z.T), repeats)
     difference = float((found - expected).abs().max() / expected.abs().max())
     print(
         f"lasso, {channels} channels, {filters} filters, kernel {kernel}, {places} places: ZᵀZ from Z "

@@ -12,7 +12,7 @@ from pruning.criteria import StreamingCriterion, register
 from pruning.errors import OptionError
 from pruning.groups import ChannelGroups
 from pruning.ranking import NestedRanking
-from pruning.reconstruction import Place, Sample, blocks_of, check_readers, contract, lasso_order
+from pruning.reconstruction import Place, Sample, blocks_of, check_readers, contract, inner_products, lasso_order
 from pruning.refitting import ReconstructionRanking
 from pruning.streaming import Reading
 
@@ -99,7 +99,10 @@ class _Inputs:
         gram = self.grams[place]
         for rows, _ in self.sample.rows(reading):
             P = rows.flatten(1).to(gram.dtype)
-            gram.addmm_(P.T, P)
+            if columns <= FLOAT64_COLUMNS:
+                gram += inner_products(P)
+            else:
+                gram.addmm_(P.T, P)  # in place: a linear layer's may have gigabytes
             self.rows[place] += len(P)
 
     def ranking(self) -> ReconstructionRanking:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pruning.auxiliary import AuxiliaryLosses
+from pruning.auxiliary import AuxiliaryLosses, check_labels
 from pruning.criteria import Batches, calibration, evaluating, in_parts, register
 from pruning.errors import OptionError
 from pruning.groups import ChannelGroups
@@ -50,12 +50,18 @@ class Taylor:
         batches: Batches | None = None,
         auxiliary: AuxiliaryLosses | None = None,  # noqa: ARG002
     ) -> NestedRanking:
-        """Order every group by its scores; see `Criterion.rank`."""
+        """Order every group by its scores; see `Criterion.rank`.
+
+        Raises:
+            DataError: a label that the network has no class for.
+        """
         scores = {name: torch.zeros(group.width, dtype=torch.float64) for name, group in groups.items()}
         seen = 0
         with evaluating(model), torch.enable_grad(), reader_gates(model, groups, self.name) as gates:
             for images, labels in in_parts(calibration(batches, self.name, model, self.images)):
-                loss = F.cross_entropy(model(images), labels, reduction="sum")
+                logits = model(images)
+                check_labels(labels, logits.shape[1])
+                loss = F.cross_entropy(logits, labels, reduction="sum")
                 for name, slopes in gates.slopes(loss, len(images)).items():
                     scores[name] += slopes.square().sum(dim=0)
                 seen += len(images)

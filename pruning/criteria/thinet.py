@@ -12,7 +12,7 @@ from pruning.criteria import StreamingCriterion, register
 from pruning.errors import OptionError
 from pruning.groups import ChannelGroups
 from pruning.ranking import NestedRanking
-from pruning.reconstruction import Place, Sample, blocks_of, check_readers, gram_of_contributions
+from pruning.reconstruction import Place, Sample, blocks_of, check_readers, gram_of_contributions, inner_products
 from pruning.refitting import ReconstructionRanking
 from pruning.streaming import Reading
 
@@ -104,7 +104,7 @@ class _Contributions:
         for rows, numbers in self.sample.rows(reading):
             if self.drawn:
                 x = torch.einsum("rci,rci->rc", rows, W[(numbers * len(W)).long()])
-                gram = len(W) * x.T @ x
+                gram = len(W) * inner_products(x)
             else:
                 gram = gram_of_contributions(rows, W)
             self.grams[place] = self.grams[place] + gram if place in self.grams else gram

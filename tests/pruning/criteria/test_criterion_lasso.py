@@ -16,7 +16,7 @@ from pruning.criteria import CRITERIA
 from pruning.errors import OptionError, RankingError
 from pruning.groups import find_groups
 from pruning.models import build_model
-from pruning.reconstruction import contract, gram_of_contributions, lasso_order, least_squares
+from pruning.reconstruction import contract, gram_of_contributions, inner_products, lasso_order, least_squares
 from pruning.refitting import ReconstructionRanking
 
 
@@ -105,6 +105,7 @@ def test_blocks_of_grams_are_the_gram_of_the_blocks():
     P, W = torch.randn(50, 6, 9).double(), torch.randn(7, 6, 9).double()
     Z = torch.einsum("rci,fci->rfc", P, W).flatten(0, 1)
     torch.testing.assert_close(gram_of_contributions(P, W), Z.T @ Z)
+    torch.testing.assert_close(inner_products(Z), Z.T @ Z)
     torch.testing.assert_close(contract(P.flatten(1).T @ P.flatten(1), W), Z.T @ Z)
 
 

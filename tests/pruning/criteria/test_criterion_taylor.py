@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pruning.criteria import CRITERIA
-from pruning.errors import OptionError, RankingError
+from pruning.errors import DataError, OptionError, RankingError
 from pruning.groups import ChannelGroup, ChannelGroups, Slice, find_groups, tensor_of
 
 
@@ -129,7 +129,17 @@ def test_a_head_whose_output_nobody_uses_scores_zero():
             self.head(x)
             return self.main(x)
 
-    assert ranked(prepared(Idle()), [pictures()]).scores["head.0"].tolist() == [0.0] * 4
+    model = prepared(Idle())
+    assert ranked(model, [pictures()]).scores["head.0"].tolist() == [0.0] * 4
+    model.requires_grad_(False)
+    alone = find_groups(model, IMAGE).only(["head.0"])
+    assert ranked(model, [pictures()], alone).scores["head.0"].tolist() == [0.0] * 4
+
+
+def test_a_label_without_a_class_is_named():
+    images, labels = pictures()
+    with pytest.raises(DataError, match="expected classes 0 to 4, got 5"):
+        ranked(prepared(chain()), [(images, labels + 1)])
 
 
 def test_channels_of_tokens_lie_along_the_last_axis():
