@@ -89,6 +89,22 @@ def resume(sweep: SweepFolder, plain: Plain = False, address: Address = "local")
 
 
 @app.command()
+def extend(
+    sweep: SweepFolder,
+    trials: Annotated[int, typer.Option(help="How many trials to add.")],
+    plain: Plain = False,
+    address: Address = "local",
+) -> None:
+    """Add trials to a sweep that is finished or was interrupted.
+
+    Example: prunesearch extend sweeps/digits --trials 20
+    """
+    from search.sweep import extend_sweep
+
+    _finish(extend_sweep(sweep, trials, say=_say, address=address, live=not plain))
+
+
+@app.command()
 def compare(experiment: ExperimentFile, settings: Settings = None, address: Address = "local") -> None:
     """Run the settings that a file compares, each with several seeds, and write a table of means and deviations.
 

@@ -20,10 +20,12 @@ from search.sections import (
     Limit,
     Section,
     Span,
+    SurrogateSpec,
     WidthSpace,
     by_name,
     listed,
     searched,
+    variants,
 )
 
 EXPERIMENT = "experiment.yaml"
@@ -37,7 +39,7 @@ TAKEN = ("baselines", "cache", "mlflow-artifacts", "mlflow.db")
 """What lies beside the sweeps."""
 
 Objective = Literal["accuracy", "macs", "params", "latency_ms"]
-Sampler = Literal["random", "nsga2", "tpe", "gp"]
+Sampler = Literal["random", "nsga2", "nsga3", "tpe", "gp"]
 
 
 class SearchSpace(Section):
@@ -57,6 +59,11 @@ class SearchSpace(Section):
     criterion: Annotated[tuple[CriterionSpec, ...], BeforeValidator(listed), Field(min_length=1)] = (
         CriterionSpec(name="l1"),
     )
+    criterion_per: Literal["network", "stage", "group"] = "network"
+    """Whether one criterion is drawn for all groups, or one for each."""
+    start: Annotated[tuple[str, ...], BeforeValidator(listed)] = ("papers",)
+    """What is tried first: `papers`, rules by name, policy files, folders of sweeps; an empty list is nothing."""
+    surrogate: SurrogateSpec = SurrogateSpec()
     auxiliary: AuxiliarySpace = AuxiliarySpace()
     ranking_images: Annotated[int, Field(ge=1)] = 1024
     """Training images that a criterion which needs data looks at."""
@@ -68,10 +75,27 @@ class SearchSpace(Section):
     def _by_count(cls, value: Any) -> Any:
         return {"count": value} if isinstance(value, (int, list)) else value
 
-    @field_validator("criterion", "allocation", mode="before")
+    @field_validator("allocation", mode="before")
     @classmethod
     def _by_name(cls, value: Any) -> Any:
         return [by_name(item) for item in listed(value)]
+
+    @field_validator("criterion", mode="before")
+    @classmethod
+    def _each_variant(cls, value: Any) -> Any:
+        return [variant for item in listed(value) for variant in variants(by_name(item))]
+
+    @field_validator("surrogate", mode="before")
+    @classmethod
+    def _by_kind(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @field_validator("widths")
+    @classmethod
+    def _known_rule(cls, value: WidthSpace) -> WidthSpace:
+        if value.around is not None and not ALLOCATIONS.build(value.around.name, **value.around.options).budgeted:
+            raise ValueError(f"around: expected a rule with a budget, got '{value.around}'")
+        return value
 
     @field_validator("criterion")
     @classmethod
@@ -91,6 +115,12 @@ class SearchSpace(Section):
             elif allocation.options:
                 raise ValueError(f"options: expected none for 'searched', got {', '.join(allocation.options)}")
         return value
+
+    @property
+    def rules(self) -> tuple[AllocationSpec, ...]:
+        """The rules for widths that proposals may ask before the trials."""
+        listed_ = [rule for rule in self.allocation if rule.name != "searched"]
+        return tuple(listed_ if self.widths.around is None else [*listed_, self.widths.around])
 
     @field_validator("recipe")
     @classmethod

@@ -34,6 +34,7 @@ from pruning import (
     train_heads,
 )
 from search.inputs import Inputs, Say, ranking_key, seen_placement, silent
+from search.rules import prior_criterion, rules_ahead
 
 T = TypeVar("T")
 
@@ -49,10 +50,12 @@ def rank_all(inputs: Inputs, say: Say = silent) -> dict[str, Ranking]:
     ranked like the others. Those by feature maps share one pass.
     """
     asked = inputs.experiment.search
-    rules = [ALLOCATIONS.build(rule.name, **rule.options) for rule in asked.allocation if rule.name != "searched"]
+    rules = [ALLOCATIONS.build(rule.name, **rule.options) for rule in rules_ahead(inputs.experiment)]
+    prior = prior_criterion(inputs.experiment)
     looking = any(rule.looks_at_ranking and rule.ranked_by is None for rule in rules)
     criteria = [(criterion, looking) for criterion in asked.criterion]
     criteria += [(rule.ranked_by, True) for rule in rules if rule.ranked_by is not None]
+    criteria += [] if prior is None else [(prior, True)]
     some = AuxiliaryPlacement(positions=1)
     blind = [one for one, _ in criteria if seen_placement(inputs.experiment, one, some) is None]
     rank_ahead(inputs, blind, None, say)

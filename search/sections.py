@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import product
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -75,19 +76,53 @@ class Span(Section):
         return self
 
 
-class WidthSpace(Section):
-    """How widths are searched: each group by itself, or one share for all groups of equal full width (a stage)."""
+class AllocationSpec(Section):
+    """Which rule says how many channels each group keeps: `searched`, or a registered one with its options."""
 
-    per: Literal["group", "stage"] = "group"
+    name: str
+    options: dict[str, Any] = {}
+
+    def __str__(self) -> str:
+        options = ", ".join(f"{name}={value}" for name, value in self.options.items())
+        return f"{self.name}({options})" if options else self.name
+
+
+class WidthSpace(Section):
+    """How widths are searched: as a direction, along which the budget is met.
+
+    Attributes:
+        per: a number for each `group`; one for each `stage` (groups of equal full width); or `scores`: two numbers a
+            stage that stretch and move its scores by the trial's criterion, with one threshold over all.
+        around: a rule with a budget, whose widths the numbers multiply by 0.5 to 2; without one they are parts of the
+            full widths.
+        minimum: every group keeps at least this part.
+        round_to: widths are multiples of this, or the full width.
+    """
+
+    per: Literal["group", "stage", "scores"] = "group"
+    around: Annotated[AllocationSpec | None, BeforeValidator(lambda value: by_name(value))] = None
     minimum: Share = 0.1
     round_to: Annotated[int, Field(ge=1)] = 1
 
+    @model_validator(mode="after")
+    def _either(self) -> Self:
+        if self.per == "scores" and self.around is not None:
+            raise ValueError(f"expected around with per group or stage, got scores around {self.around}")
+        return self
+
 
 class BudgetSpace(Section):
-    """The MACs that rules for the widths are given, as parts of the baseline's; a single share is both ends."""
+    """What proposals may cost, as parts of the baseline's cost; a single share is both ends.
 
-    minimum: Share = 0.2
+    Attributes:
+        minimum: without it 20 %, or the least that the widths can reach if that is more.
+        maximum: the most.
+        of: what is met: `macs`, `params`, or `latency_ms` as a model of measured networks predicts it.
+    """
+
+    minimum: Share | None = None
     maximum: Share = 0.9
+    of: Literal["macs", "params", "latency_ms"] = "macs"
 
     @model_validator(mode="before")
     @classmethod
@@ -96,9 +131,29 @@ class BudgetSpace(Section):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        if self.minimum > self.maximum:
+        if self.minimum is not None and self.minimum > self.maximum:
             raise ValueError(f"expected minimum ≤ maximum, got {self.minimum} and {self.maximum}")
         return self
+
+    @property
+    def low(self) -> float:
+        """The lower end, where the widths reach it."""
+        return min(0.2, self.maximum) if self.minimum is None else self.minimum
+
+
+class SurrogateSpec(Section):
+    """The cheap model of a policy's accuracy that proposes beside the sampler.
+
+    Attributes:
+        kind: what it knows before the first trial: `sensitivity`, the curves of single groups; `quadratic`, CCP's
+            model of the loss; `none` switches it off.
+        share: of the proposals, after the starts, that are its.
+        candidates: how many policies it scores to find its front.
+    """
+
+    kind: Literal["sensitivity", "quadratic", "none"] = "sensitivity"
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    candidates: Annotated[int, Field(ge=1)] = 100_000
 
 
 def listed(value: Any) -> Any:
@@ -111,22 +166,28 @@ def by_name(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+def variants(value: Any) -> list[Any]:
+    """Return what `{name, options, choices: {option: [values]}}` stands for: each combination of the choices."""
+    if not (isinstance(value, dict) and "choices" in value):
+        return [value]
+    rest = {key: part for key, part in value.items() if key != "choices"}
+    choices = value["choices"]
+    if not isinstance(choices, dict) or not all(isinstance(each, list) and each for each in choices.values()):
+        raise ValueError(f"choices: expected lists of values by option, got {choices}")
+    fixed = rest.get("options", {})
+    if both := sorted(set(choices) & set(fixed)):
+        raise ValueError(f"choices: expected options that are not fixed, got {', '.join(both)} in both")
+    return [
+        {**rest, "options": {**fixed, **dict(zip(choices, values, strict=True))}}
+        for values in product(*choices.values())
+    ]
+
+
 def searched(value: Any) -> Any:
     """Make a span of `{low, high}` here: the faults that a union finds name no place."""
     if isinstance(value, dict):
         return Span.model_validate(value)
     return value if isinstance(value, Span) else listed(value)
-
-
-class AllocationSpec(Section):
-    """Which rule says how many channels each group keeps: `searched`, or a registered one with its options."""
-
-    name: str
-    options: dict[str, Any] = {}
-
-    def __str__(self) -> str:
-        options = ", ".join(f"{name}={value}" for name, value in self.options.items())
-        return f"{self.name}({options})" if options else self.name
 
 
 class AuxiliarySpace(Section):

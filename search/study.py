@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -29,6 +29,10 @@ from search.results import Metrics, State, TrialRecord
 
 JOURNAL = "study.journal"
 _POLICY, _TUNE_ID, _ERROR, _EPOCH = "policy", "tune_id", "error", "epoch:"
+_SOURCE, _WIDTHS, _TWIN = "source", "widths", "same_as"
+_ATTEMPTS = 64
+"""How many proposals in a row may be known policies before the space counts as searched through."""
+
 _UNEXPLAINED = "raised an exception, or its worker died"
 _STATES = {
     TrialState.RUNNING: State.RUNNING,
@@ -46,8 +50,28 @@ class Proposer(Protocol):
         """Whether some dimensions exist only for some values of others."""
         ...
 
-    def suggest(self, trial: optuna.trial.BaseTrial) -> Policy:
-        """Ask for every dimension of one trial and return the policy; equal values give equal policies."""
+    def suggest(self, trial: optuna.trial.BaseTrial, widths: Mapping[str, int] | None = None) -> Policy:
+        """Ask for every dimension of one trial and return the policy; equal values give equal policies.
+
+        Args:
+            trial: who answers.
+            widths: the policy's, whatever the answers mean.
+        """
+        ...
+
+
+class Guide(Protocol):
+    """Proposes beside the sampler. Picklable."""
+
+    def proposal(
+        self, number: int, records: Sequence[TrialRecord]
+    ) -> tuple[str, dict[str, Any], dict[str, int]] | None:
+        """Return where the next proposal is from, its answers and its widths; None leaves it to the sampler.
+
+        Args:
+            number: of the trial.
+            records: every trial so far.
+        """
         ...
 
 
@@ -106,10 +130,29 @@ def _sampler(experiment: Experiment, number: int) -> BaseSampler:
         if search.sampler == "random":
             return RandomSampler(seed=seed)
         if search.sampler == "nsga2":
-            return NSGAIISampler(population_size=min(50, max(8, search.trials // 4)), seed=seed)
+            return NSGAIISampler(population_size=_population(search.trials), seed=seed)
+        if search.sampler == "nsga3":
+            return NSGAIIISampler(population_size=_population(search.trials), seed=seed)
         if search.sampler == "tpe":
             return TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
         return GPSampler(seed=seed, warn_independent_sampling=False)
+
+
+def enqueue(study: optuna.Study, source: str, answers: Mapping[str, Any], widths: Mapping[str, int]) -> None:
+    """Have a policy tried before anything else is proposed.
+
+    Args:
+        study: which is to try it.
+        source: where it is from, in words.
+        answers: the values of its dimensions; what is missing is the sampler's to choose.
+        widths: its own, whatever widths the answers mean.
+    """
+    with _quiet():
+        study.enqueue_trial(dict(answers), user_attrs={_SOURCE: source, _WIDTHS: dict(widths)})
+
+
+def _population(trials: int) -> int:
+    return min(50, max(8, trials // 4))
 
 
 @contextmanager
@@ -158,7 +201,7 @@ def _record(trial: FrozenTrial, explained: Mapping[str, Any]) -> TrialRecord:
         error=error if trial.state is TrialState.FAIL else None,
         started=started.timestamp() if started else None,
         seconds=history[-1].seconds if history else alive,
-        extra={_TUNE_ID: trial.user_attrs[_TUNE_ID]} if _TUNE_ID in trial.user_attrs else {},
+        extra={name: trial.user_attrs[name] for name in (_TUNE_ID, _SOURCE) if name in trial.user_attrs},
     )
 
 
@@ -188,11 +231,21 @@ class StudySearcher(Searcher):
         SweepError: a limit relative to a metric that the baseline lacks.
     """
 
-    def __init__(self, folder: Path, experiment: Experiment, proposer: Proposer, baseline: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        experiment: Experiment,
+        proposer: Proposer,
+        baseline: Mapping[str, float],
+        guide: Guide | None = None,
+    ) -> None:
         super().__init__()
         self._folder = folder.resolve()
         self._experiment = experiment
         self._proposer = proposer
+        self._guide = guide
+        self._exhausted = False
+        self._policies: dict[str, int] | None = None  # fingerprint → number of the first trial that has it
         self._bounds = bounds_of(experiment, baseline)
         self._needed = (*experiment.objectives, *experiment.constraints)
         self._known: dict[str, int] = {}  # Tune's name → number
@@ -216,21 +269,58 @@ class StudySearcher(Searcher):
         """Return every trial so far, in the order of proposal."""
         return records(self.study)
 
+    @property
+    def exhausted(self) -> bool:
+        """Whether only known policies were proposed at last: the space has no others, or hardly any."""
+        return self._exhausted
+
     def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # Tune forgets FINISHED
-        """Return the number, policy (JSON) and params of the next trial, or that all have been proposed."""
-        trial = self._next()
-        if trial is None:
-            return Searcher.FINISHED
-        self._known[trial_id] = trial.number
-        trial.set_user_attr(_TUNE_ID, trial_id)
-        if _POLICY not in trial.user_attrs:
-            try:
-                policy = self._proposer.suggest(trial)
-            except Exception as error:
-                self._fail(trial, one_line(error))
-                raise
-            trial.set_user_attr(_POLICY, policy.model_dump_json())
-        return {"number": trial.number, "policy": trial.user_attrs[_POLICY], "params": trial.params}
+        """Return the number, policy (JSON) and params of the next trial, or that all have been proposed.
+
+        A proposal whose policy is that of an earlier trial is not launched: it is told as what the earlier one is, and
+        another one is asked for.
+        """
+        for _ in range(_ATTEMPTS):
+            trial = self._next()
+            if trial is None:
+                return Searcher.FINISHED
+            policy = self._policy(trial)
+            if not self._is_known(trial, policy):
+                self._known[trial_id] = trial.number
+                trial.set_user_attr(_TUNE_ID, trial_id)
+                return {"number": trial.number, "policy": trial.user_attrs[_POLICY], "params": trial.params}
+        self._exhausted = True
+        return Searcher.FINISHED
+
+    def _policy(self, trial: Trial) -> Policy:
+        """Return a trial's policy; ask for it, and write it down, where that has not been done."""
+        if _POLICY in trial.user_attrs:
+            return Policy.from_json(trial.user_attrs[_POLICY])
+        try:
+            return self._proposer.suggest(trial, trial.user_attrs.get(_WIDTHS))
+        except Exception as error:
+            self._fail(trial, one_line(error))
+            raise
+
+    def _is_known(self, trial: Trial, policy: Policy) -> bool:
+        """Return whether an earlier trial has the policy, and tell the study so; else the trial is the first."""
+        if self._policies is None:
+            kept = ((r.policy.fingerprint, r.number) for r in self.records())
+            self._policies = {fingerprint: number for fingerprint, number in reversed(list(kept))}
+        first = self._policies.setdefault(policy.fingerprint, trial.number)
+        if first == trial.number:
+            if _POLICY not in trial.user_attrs:
+                trial.set_user_attr(_POLICY, policy.model_dump_json())
+            return False
+        twin = self.study.get_trials(deepcopy=False)[first]
+        trial.set_user_attr(_TWIN, first)
+        if twin.state is TrialState.COMPLETE:
+            for name, excess in twin.constraints.items():
+                trial.set_constraint(name, excess)
+            self.study.tell(trial, twin.values)
+        else:  # not measured, or not to the end: nothing to learn from it twice
+            self.study.tell(trial, state=TrialState.FAIL)
+        return True
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Keep a measurement; what is none is judged when the trial ends."""
@@ -279,9 +369,15 @@ class StudySearcher(Searcher):
         for trial in trials:
             if trial.state is TrialState.RUNNING and trial.number not in known:
                 return self._again(trial)
-        if sum(trial.state is not TrialState.WAITING for trial in trials) >= self._experiment.search.trials:
+        asked = [trial for trial in trials if trial.state is not TrialState.WAITING]
+        if sum(_TWIN not in trial.user_attrs for trial in asked) >= self._experiment.search.trials:
             return None
-        self.study.sampler = _sampler(self._experiment, len(trials))
+        number = len(asked)
+        if self._guide is not None and number == len(trials):  # nothing waits
+            found = self._guide.proposal(number, self.records())
+            if found is not None:
+                enqueue(self.study, *found)
+        self.study.sampler = _sampler(self._experiment, number)
         return self.study.ask()
 
     def _again(self, lost: FrozenTrial) -> Trial:

@@ -8,9 +8,9 @@ import shlex
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ from search.prepare import prepare, space_of
 from search.progress import LiveView
 from search.results import Metrics, State, TrialRecord
 from search.space import Space
-from search.study import StudySearcher, create_study, load_records
+from search.starts import Start, make_starts
+from search.study import StudySearcher, create_study, enqueue, load_records
 from search.tracking import Tracker
 from search.trial import run_trial
 from search.units import percent, short_count
@@ -75,8 +76,9 @@ def run_sweep(experiment: Experiment, *, say: Say = silent, address: str = "loca
     check_resources(experiment, address)
     inputs = prepare(experiment, say)
     space = space_of(inputs)
+    starts = make_starts(experiment, space, say)
     with ray_session(experiment, address):
-        _create(folder, experiment, inputs)
+        _create(folder, experiment, inputs, starts)
         with _alone(folder):
             return _launch(inputs, space, folder, say, live=live)
 
@@ -92,12 +94,41 @@ def resume_sweep(folder: Path, *, say: Say = silent, address: str = "local", liv
         sweep = load_sweep(folder)
         ended = sum(record.state is not State.RUNNING for record in sweep.records)
         if ended >= sweep.experiment.search.trials:
-            raise SweepError(f"sweep {folder}: finished, all {ended} trials have ended")
-        check_resources(sweep.experiment, address)
+            raise SweepError(f"sweep {folder}: finished, all {ended} trials have ended; add some with: {_more(folder)}")
         say(f"resuming {folder}: {ended} of {sweep.experiment.search.trials} trials have ended")
-        inputs = prepare(sweep.experiment, say)
-        with ray_session(sweep.experiment, address):
-            return _launch(inputs, space_of(inputs), sweep.folder, say, live=live)
+        return _go_on(sweep, say, address, live=live)
+
+
+def extend_sweep(folder: Path, trials: int, *, say: Say = silent, address: str = "local", live: bool = True) -> Sweep:
+    """Add trials to a sweep, finished or interrupted; what it has found steers them.
+
+    Raises:
+        SweepError: no such sweep, one that is running, fewer than one trial, or no cluster at the address.
+    """
+    if trials < 1:
+        raise SweepError(f"--trials: expected at least 1, got {trials}")
+    load_sweep(folder)
+    with _alone(folder):
+        sweep = load_sweep(folder)
+        search = sweep.experiment.search
+        longer = search.model_copy(update={"trials": search.trials + trials})
+        experiment = sweep.experiment.model_copy(update={"search": longer})
+        draft = folder / f"{EXPERIMENT}.draft"
+        draft.write_text(experiment.to_yaml(), encoding="utf-8")
+        draft.replace(folder / EXPERIMENT)
+        say(f"extending {folder} from {search.trials} to {longer.trials} trials")
+        return _go_on(replace(sweep, experiment=experiment), say, address, live=live)
+
+
+def _go_on(sweep: Sweep, say: Say, address: str, *, live: bool) -> Sweep:
+    check_resources(sweep.experiment, address)
+    inputs = prepare(sweep.experiment, say)
+    with ray_session(sweep.experiment, address):
+        return _launch(inputs, space_of(inputs), sweep.folder, say, live=live)
+
+
+def _more(folder: Path) -> str:
+    return f"prunesearch extend {shlex.quote(str(folder))} --trials 20"
 
 
 def load_sweep(folder: Path) -> Sweep:
@@ -124,9 +155,11 @@ def _portable(experiment: Experiment) -> Experiment:
     return experiment.model_copy(update={"data": data, "weights": weights, "storage": experiment.storage.resolve()})
 
 
-def _create(folder: Path, experiment: Experiment, inputs: Inputs) -> None:
+def _create(folder: Path, experiment: Experiment, inputs: Inputs, starts: Sequence[Start]) -> None:
     folder.mkdir(parents=True)
-    create_study(folder, experiment)
+    study = create_study(folder, experiment)
+    for start in starts:
+        enqueue(study, start.source, start.answers, start.widths)
     for name, values in ((BASELINE, inputs.baseline.to_dict()), (WIDTHS, inputs.groups.widths)):
         (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     (folder / EXPERIMENT).write_text(experiment.to_yaml(), encoding="utf-8")  # last: it makes the folder a sweep's

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from pruning.allocation import register
 from pruning.allocation.budget import Direction, project, required
 from pruning.cost import CostModel
+from pruning.criteria import CRITERIA
 from pruning.errors import OptionError, RankingError
 from pruning.groups import ChannelGroups
 from pruning.policy import CriterionSpec
@@ -37,18 +39,27 @@ class JointQuadratic:
     Args:
         minimum_share: every group keeps at least this share of its channels, so that none collapses.
         round_to: widths are multiples of this, or the group's full width.
+        criterion: options of `ccp` beside `joint`, whose model of the loss is looked at whichever criterion chooses the
+            channels. Without them it is the policy's own criterion's, which then has to be `ccp` with `joint: true`.
     """
 
     budgeted: ClassVar[bool] = True
     looks_at_ranking: ClassVar[bool] = True
-    ranked_by: ClassVar[CriterionSpec | None] = None
 
     minimum_share: float = 0.1
     round_to: int = 1
+    criterion: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.minimum_share <= 1:
             raise OptionError(f"minimum_share: expected 0 to 1, got {self.minimum_share}")
+        if self.ranked_by is not None:
+            CRITERIA.build("ccp", **self.ranked_by.options)  # refuses what it does not take
+
+    @property
+    def ranked_by(self) -> CriterionSpec | None:
+        """See `Allocation.ranked_by`."""
+        return None if self.criterion is None else CriterionSpec(name="ccp", options={**self.criterion, "joint": True})
 
     def widths(
         self, groups: ChannelGroups, cost: CostModel, macs: int | None, ranking: Ranking | None = None
