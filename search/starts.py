@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pruning import ALLOCATIONS, CriterionSpec, Policy, PruningError, load_policy
 from search.config import EXPERIMENT, Experiment, load_experiment
@@ -15,28 +13,13 @@ from search.pareto import front
 from search.rules import ADAPTIVE, PAPERS, start_rules
 from search.sections import AllocationSpec
 from search.space import Space
-from search.study import load_records
+from search.study import Proposal, load_records
 
 PLACES = (1 / 2, 1 / 6, 5 / 6, 1 / 3, 2 / 3, 0.0, 1.0)
 """Where in the range of budgets rules are tried, the first ones first."""
 
 
-@dataclass(frozen=True)
-class Start:
-    """A policy to try before anything is searched.
-
-    Attributes:
-        source: in words, where it is from.
-        answers: the values of the space that are nearest to it.
-        widths: its own.
-    """
-
-    source: str
-    answers: dict[str, Any]
-    widths: dict[str, int]
-
-
-def make_starts(experiment: Experiment, space: Space, say: Say = silent) -> list[Start]:
+def make_starts(experiment: Experiment, space: Space, say: Say = silent) -> list[Proposal]:
     """Return what to try first, at most half of the trials: given policies, then rules from budget to budget.
 
     A rule of `papers` that has nothing to say of this network is left out with a note; one that is named is not.
@@ -45,13 +28,13 @@ def make_starts(experiment: Experiment, space: Space, say: Say = silent) -> list
         ExperimentError: a name that is neither rule nor file, a rule that is named and fails, or a policy for another
             network.
     """
-    found: dict[tuple[object, ...], Start] = {}
+    found: dict[tuple[object, ...], Proposal] = {}
     for start in (*_given(experiment, space), *_by_rules(experiment, space, say)):
         found.setdefault((tuple(sorted(start.widths.items())), str(start.answers)), start)
     return list(found.values())[: max(1, experiment.search.trials // 2)]
 
 
-def _by_rules(experiment: Experiment, space: Space, say: Say) -> Iterator[Start]:
+def _by_rules(experiment: Experiment, space: Space, say: Say) -> Iterator[Proposal]:
     low, high = space.shares
     rules, refused = start_rules(experiment), set[str]()
     for place, part in enumerate(PLACES):
@@ -78,7 +61,7 @@ def _criterion(experiment: Experiment, rule: AllocationSpec, number: int) -> Cri
     return greedy[0] if rule == ADAPTIVE and greedy else listed[number % len(listed)]
 
 
-def _given(experiment: Experiment, space: Space) -> Iterator[Start]:
+def _given(experiment: Experiment, space: Space) -> Iterator[Proposal]:
     known = (PAPERS, *ALLOCATIONS.names())
     for item in experiment.search.start:
         if item in known:
@@ -92,7 +75,7 @@ def _given(experiment: Experiment, space: Space) -> Iterator[Start]:
                 policy.check(space.all_groups)
             except PruningError as error:
                 raise ExperimentError(f"search.start: {name}: {error}") from None
-            yield Start(f"policy of {name}", space.near(policy), space.searched_widths(policy))
+            yield Proposal(f"policy of {name}", space.near(policy), space.searched_widths(policy))
 
 
 def _policies(path: Path) -> Sequence[tuple[str, Policy]]:
@@ -108,5 +91,5 @@ def _policies(path: Path) -> Sequence[tuple[str, Policy]]:
     return [(f"{path.name}, trial {record.number}", record.policy) for record in members]
 
 
-def _start(source: str, space: Space, widths: dict[str, int], criterion: CriterionSpec) -> Start:
-    return Start(source, space.near(space.policy_of(widths, criterion)), widths)
+def _start(source: str, space: Space, widths: dict[str, int], criterion: CriterionSpec) -> Proposal:
+    return Proposal(source, space.near(space.policy_of(widths, criterion)), widths)

@@ -138,17 +138,11 @@ def _sampler(experiment: Experiment, number: int) -> BaseSampler:
         return GPSampler(seed=seed, warn_independent_sampling=False)
 
 
-def enqueue(study: optuna.Study, source: str, answers: Mapping[str, Any], widths: Mapping[str, int]) -> None:
-    """Have a policy tried before anything else is proposed.
-
-    Args:
-        study: which is to try it.
-        source: where it is from, in words.
-        answers: the values of its dimensions; what is missing is the sampler's to choose.
-        widths: its own, whatever widths the answers mean.
-    """
+def enqueue(study: optuna.Study, proposal: Proposal) -> None:
+    """Have a policy tried before anything else is proposed."""
+    attributes = {_SOURCE: proposal.source, _WIDTHS: proposal.widths}
     with _quiet():
-        study.enqueue_trial(dict(answers), user_attrs={_SOURCE: source, _WIDTHS: dict(widths)})
+        study.enqueue_trial(proposal.answers, user_attrs=attributes)
 
 
 def _population(trials: int) -> int:
@@ -306,7 +300,7 @@ class StudySearcher(Searcher):
         """Return whether an earlier trial has the policy, and tell the study so; else the trial is the first."""
         if self._policies is None:
             kept = ((r.policy.fingerprint, r.number) for r in self.records())
-            self._policies = {fingerprint: number for fingerprint, number in reversed(list(kept))}
+            self._policies = dict(reversed(list(kept)))
         first = self._policies.setdefault(policy.fingerprint, trial.number)
         if first == trial.number:
             if _POLICY not in trial.user_attrs:
@@ -376,7 +370,7 @@ class StudySearcher(Searcher):
         if self._guide is not None and number == len(trials):  # nothing waits
             found = self._guide.proposal(number, self.records())
             if found is not None:
-                enqueue(self.study, *found)
+                enqueue(self.study, found)
         self.study.sampler = _sampler(self._experiment, number)
         return self.study.ask()
 

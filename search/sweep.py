@@ -30,8 +30,8 @@ from search.prepare import prepare, space_of
 from search.progress import LiveView
 from search.results import Metrics, State, TrialRecord
 from search.space import Space
-from search.starts import Start, make_starts
-from search.study import StudySearcher, create_study, enqueue, load_records
+from search.starts import make_starts
+from search.study import Proposal, StudySearcher, create_study, enqueue, load_records
 from search.tracking import Tracker
 from search.trial import run_trial
 from search.units import percent, short_count
@@ -155,11 +155,11 @@ def _portable(experiment: Experiment) -> Experiment:
     return experiment.model_copy(update={"data": data, "weights": weights, "storage": experiment.storage.resolve()})
 
 
-def _create(folder: Path, experiment: Experiment, inputs: Inputs, starts: Sequence[Start]) -> None:
+def _create(folder: Path, experiment: Experiment, inputs: Inputs, starts: Sequence[Proposal]) -> None:
     folder.mkdir(parents=True)
     study = create_study(folder, experiment)
     for start in starts:
-        enqueue(study, start.source, start.answers, start.widths)
+        enqueue(study, start)
     for name, values in ((BASELINE, inputs.baseline.to_dict()), (WIDTHS, inputs.groups.widths)):
         (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     (folder / EXPERIMENT).write_text(experiment.to_yaml(), encoding="utf-8")  # last: it makes the folder a sweep's
