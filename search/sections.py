@@ -116,12 +116,12 @@ class BudgetSpace(Section):
 
     Attributes:
         minimum: without it 20 %, or the least that the widths can reach if that is more.
-        maximum: the most.
+        maximum: without it 90 %, or everything if the widths cannot reach that little.
         of: what is met: `macs`, `params`, or `latency_ms` as a model of measured networks predicts it.
     """
 
     minimum: Share | None = None
-    maximum: Share = 0.9
+    maximum: Share | None = None
     of: Literal["macs", "params", "latency_ms"] = "macs"
 
     @model_validator(mode="before")
@@ -131,14 +131,24 @@ class BudgetSpace(Section):
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        if self.minimum is not None and self.minimum > self.maximum:
+        if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
             raise ValueError(f"expected minimum ≤ maximum, got {self.minimum} and {self.maximum}")
         return self
 
-    @property
-    def low(self) -> float:
-        """The lower end, where the widths reach it."""
-        return min(0.2, self.maximum) if self.minimum is None else self.minimum
+    def within(self, reachable: float) -> tuple[float, float]:
+        """Return both ends, given the least share that the widths can reach.
+
+        Raises:
+            ValueError: an end that is asked for and cannot be reached.
+        """
+        maximum = self.maximum or max(0.9, self.minimum or 0.0)
+        if self.maximum is None and maximum < reachable:
+            maximum = 1.0
+        for end, share in (("minimum", self.minimum), ("maximum", maximum)):
+            if share is not None and share < reachable:
+                expected = f"{reachable:.1%} to 100%, which the widths can reach"
+                raise ValueError(f"{end}: expected {expected}, got {share:.1%}")
+        return (max(min(0.2, maximum), reachable) if self.minimum is None else self.minimum), maximum
 
 
 class SurrogateSpec(Section):

@@ -398,16 +398,14 @@ class Space:
             if needed > limit:
                 what = f"{needed} {_UNITS[name]} ({needed / full:.1%}), which the narrowest widths cost"
                 raise ExperimentError(f"constraints.{name}: expected at least {what}, got {limit}")
-        budget = self._budget
-        most = self._limits.get(budget.of)
-        high = asked.maximum if most is None else min(asked.maximum, most / budget.full)
-        lowest = budget.spent(self._least) / budget.full
-        needed = f"{lowest:.1%}, which the narrowest widths cost"
-        if asked.minimum is not None and asked.minimum < lowest and asked.minimum < high:
-            raise ExperimentError(f"search.budget.minimum: expected at least {needed}, got {asked.minimum:.1%}")
-        if high < lowest:
-            raise ExperimentError(f"search.budget.maximum: expected at least {needed}, got {asked.maximum:.1%}")
-        return min(max(asked.low, lowest), high), high
+        budget, most = self._budget, self._limits.get(self._budget.of)
+        try:
+            low, high = asked.within(budget.spent(self._least) / budget.full)
+        except ValueError as error:
+            raise ExperimentError(f"search.budget.{error}") from None
+        if most is not None:
+            high = min(high, most / budget.full)
+        return min(low, high), high
 
     def _check_rule(self, allocation: AllocationSpec) -> None:
         """Ask a rule for the smallest budget, with every ranking that it may look at."""

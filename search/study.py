@@ -9,6 +9,7 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,18 +61,26 @@ class Proposer(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Proposal:
+    """A policy that somebody else than the sampler wants to have tried.
+
+    Attributes:
+        source: in words, where it is from.
+        answers: the values of the space that are nearest to it; what is missing is the sampler's to choose.
+        widths: its own, whatever widths the answers mean.
+    """
+
+    source: str
+    answers: dict[str, Any]
+    widths: dict[str, int]
+
+
 class Guide(Protocol):
     """Proposes beside the sampler. Picklable."""
 
-    def proposal(
-        self, number: int, records: Sequence[TrialRecord]
-    ) -> tuple[str, dict[str, Any], dict[str, int]] | None:
-        """Return where the next proposal is from, its answers and its widths; None leaves it to the sampler.
-
-        Args:
-            number: of the trial.
-            records: every trial so far.
-        """
+    def proposal(self, number: int, records: Sequence[TrialRecord]) -> Proposal | None:
+        """Return what the trial of this number is to try, given every trial so far; None leaves it to the sampler."""
         ...
 
 

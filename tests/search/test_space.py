@@ -1,7 +1,6 @@
 import json
 import math
 import pickle
-from collections import defaultdict
 
 import optuna
 import pytest
@@ -81,15 +80,12 @@ def test_equal_values_give_equal_policies(resnet):
 
 def test_a_policy_is_for_the_whole_network_and_says_what_was_asked(resnet):
     space = resnet.space(groups=["layer1.*conv1", "layer3.0.conv1"], seed=7, sections={"recipe": {"epochs": 3}})
-    policy = space.suggest(FixedTrial({"width.layer1.0.conv1": 5, "width.layer1.1.conv1": 16} | rest(space)))
+    widths = {"layer1.0.conv1": 5, "layer1.1.conv1": 16, "layer1.2.conv1": 8, "layer3.0.conv1": 9}
+    answers = {f"width.{name}": width / resnet.groups[name].width for name, width in widths.items()}
+    policy = space.suggest(FixedTrial(answers | {"budget": resnet.cost.cost(widths).macs / resnet.cost.full.macs}))
     policy.check(resnet.groups)
-    assert set(policy.widths) == set(resnet.groups.matching(("layer1.*conv1", "layer3.0.conv1")))
-    assert (policy.widths["layer1.0.conv1"], policy.widths["layer1.1.conv1"]) == (5, 16)
+    assert policy.widths == widths
     assert (policy.model, policy.seed, policy.recipe.epochs) == (ModelSpec(name="resnet20"), 7, 3)
-
-
-def rest(space):
-    return {"width.layer1.2.conv1": 8, "width.layer3.0.conv1": 9}
 
 
 # ── widths ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -111,34 +107,13 @@ def test_widths_lie_between_the_narrowest_and_the_full_one_and_are_round(odd, re
 def test_the_narrowest_width_is_exact(odd):
     for percent in range(1, 101):
         space = odd.space(widths={"minimum": f"{percent}%"})
-        lowest = space.suggest(FixedTrial(lowest_params(space))).widths
-        assert lowest == {"first": percent, "second": -(-30 * percent // 100)}
-
-
-def lowest_params(space):
-    study = optuna.create_study(sampler=RandomSampler(seed=0))
-    trial = study.ask()
-    space.suggest(trial)
-    return {name: distribution.low for name, distribution in trial.distributions.items()}
+        assert space.least == {"first": percent, "second": -(-30 * percent // 100)}
 
 
 def test_every_round_width_may_be_proposed(resnet):
-    space = resnet.space(groups="layer1.0.conv1", widths={"minimum": "20%", "round_to": 4})
+    space = resnet.space(groups="layer1.0.conv1", widths={"minimum": "20%", "round_to": 4}, budget={"maximum": "100%"})
     seen = {policy.widths["layer1.0.conv1"] for _, policy in draws(space, 100)}
     assert seen == {4, 8, 12, 16}
-
-
-def test_a_stage_shares_one_part_of_the_full_width(resnet):
-    space = resnet.space(groups="all", widths={"per": "stage", "minimum": "20%"})
-    for params, policy in draws(space):
-        assert set(params) == {"width.stage16", "width.stage32", "width.stage64"}
-        by_stage = defaultdict(set)
-        for name, width in policy.widths.items():
-            by_stage[resnet.groups[name].width].add(width)
-        for full, widths in by_stage.items():
-            share = params[f"width.stage{full}"]
-            least = math.ceil(full / 5)
-            assert widths == {max(least, round(share * full))}
 
 
 def test_what_leaves_no_choice_is_not_asked(resnet):
@@ -151,32 +126,60 @@ def test_what_leaves_no_choice_is_not_asked(resnet):
 # ── limits and budgets ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("per", ["group", "stage", "scores"])
+@pytest.mark.parametrize("around", [None, "uniform", "global"])
+@pytest.mark.parametrize("of", ["macs", "params"])
+def test_searched_widths_meet_their_budget_by_construction(resnet, per, around, of):
+    if per == "scores" and around:
+        return
+    space = resnet.space(groups="all", widths={"per": per, "around": around}, budget={"of": of, "maximum": "95%"})
+    for params, policy in draws(space):
+        full, spent = (getattr(cost, of) for cost in (resnet.cost.full, resnet.cost.cost(policy.widths)))
+        assert 0.985 * params["budget"] <= spent / full <= params["budget"] + 1 / full
+        for name, width in policy.widths.items():
+            assert math.ceil(resnet.groups[name].width / 10) <= width <= resnet.groups[name].width
+
+
 @pytest.mark.parametrize("per", ["group", "stage"])
 @pytest.mark.parametrize("limit", ["25%", "45%", 2e6])
-def test_widths_over_a_limit_on_macs_are_moved_onto_it_and_others_stay(resnet, per, limit):
-    search = {"groups": "all", "widths": {"per": per, "minimum": "20%"}}
-    free, bound = resnet.space(**search), resnet.space(**search, sections={"constraints": {"macs": limit}})
+def test_no_budget_is_above_a_limit_on_macs(resnet, per, limit):
+    space = resnet.space(groups="all", widths={"per": per}, sections={"constraints": {"macs": limit}})
     most = int(limit if isinstance(limit, float) else int(limit[:-1]) / 100 * resnet.cost.full.macs)
-    moved = 0
-    for params, policy in draws(bound, 40):
+    spent = [resnet.macs(policy) for _, policy in draws(space, 40)]
+    assert max(spent) <= most
+    assert max(spent) > 0.9 * most
+
+
+def test_a_limit_on_another_cost_than_the_budgets_narrows_in_proportion(resnet):
+    search = {"groups": "all", "budget": {"minimum": "60%"}}
+    free, bound = resnet.space(**search), resnet.space(**search, sections={"constraints": {"params": "50%"}})
+    most, moved = resnet.cost.full.params // 2, 0
+    for params, policy in draws(bound):
         wished = free.suggest(FixedTrial(params))
-        if resnet.macs(wished) <= most:
+        if resnet.cost.cost(wished.widths).params <= most:
             assert policy == wished
             continue
         moved += 1
-        assert 0.97 * most <= resnet.macs(policy) <= most
-        for name, width in policy.widths.items():
-            assert math.ceil(resnet.groups[name].width / 5) <= width <= resnet.groups[name].width
+        assert 0.98 * most <= resnet.cost.cost(policy.widths).params <= most
+        assert all(width <= wished.widths[name] + 1 for name, width in policy.widths.items())
     assert moved > 3
 
 
 def test_a_limit_that_only_the_narrowest_widths_meet_gives_these(resnet):
     search = {"widths": {"minimum": "50%"}}
-    space = resnet.space(**search)
-    narrowest = space.suggest(FixedTrial(lowest_params(space)))
-    bound = resnet.space(**search, sections={"constraints": {"macs": resnet.macs(narrowest)}})
+    least = resnet.space(**search).least
+    bound = resnet.space(**search, sections={"constraints": {"macs": resnet.cost.cost(least).macs}})
     for _, policy in draws(bound, 5):
-        assert policy.widths == narrowest.widths
+        assert policy.widths == least
+
+
+def test_without_a_word_the_budget_starts_where_the_widths_can_begin(resnet):
+    one = resnet.space(groups="layer1.0.conv1")
+    lowest = resnet.cost.cost(one.least).macs / resnet.cost.full.macs
+    assert one.shares == (pytest.approx(lowest), 1.0)
+    assert resnet.space().shares == (0.2, 0.9)
+    with pytest.raises(ExperimentError, match=r"^search.budget.minimum: expected 9\d\.\d% to 100%, .* got 30.0%$"):
+        resnet.space(groups="layer1.0.conv1", budget="30%")
 
 
 def test_round_widths_stay_round_under_a_limit(resnet):
@@ -204,8 +207,7 @@ def test_a_budget_is_spent_on_round_widths(resnet, allocation):
 @pytest.mark.parametrize("allocation", ["uniform", "global"])
 def test_a_budget_over_the_limit_spends_the_limit(resnet, allocation):
     space = resnet.space(groups="all", allocation=allocation, sections={"constraints": {"macs": "40%"}})
-    policy = space.suggest(FixedTrial({"budget": 0.8}))
-    assert policy == space.suggest(FixedTrial({"budget": 0.4}))
+    policy = space.suggest(FixedTrial({"budget": space.shares[1]}))
     assert 0.99 * 0.4 <= resnet.macs(policy) / resnet.cost.full.macs <= 0.4
 
 
