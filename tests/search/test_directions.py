@@ -54,7 +54,6 @@ def test_widths_for_each_group_come_back_exactly(groups, round_to):
 def test_any_widths_above_the_narrowest_can_be_said_for_each_group(parts):
     asked = space(budget={"minimum": "15%", "maximum": "100%"})
     narrow, full = asked.least, asked.groups.widths
-    of = dict(zip(narrow, parts, strict=True))
     widths = {
         name: least + round(part * (full[name] - least))
         for (name, least), part in zip(narrow.items(), parts, strict=True)
