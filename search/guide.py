@@ -56,3 +56,13 @@ class SurrogateGuide:
         specs = {spec.name: spec for spec in reversed(self._search.criterion)}
         policies = [self._space.policy_of(each.widths, specs[each.criterion]) for each in found]
         return [Proposal("surrogate", self._space.near(policy), policy.widths) for policy in policies]
+
+
+def guide_of(inputs: Inputs, space: Space) -> SurrogateGuide | None:
+    """Return who proposes beside the sampler of an experiment; nobody where it asks for none or searches no widths."""
+    spec = prior_criterion(inputs.experiment)
+    if spec is None:
+        return None
+    placement = next(iter(inputs.experiment.search.auxiliary.known(len(inputs.blocks))), None)
+    ranking = inputs.rankings[ranking_key(spec, seen_placement(inputs.experiment, spec, placement))]
+    raise NotImplementedError(ranking)
