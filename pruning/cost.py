@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pruning.errors import GraphError, UnknownNameError
 from pruning.groups import ChannelGroups
 from pruning.lineage import skeleton
+from pruning.polynomials import Polynomials, Product
 
 Integers = npt.NDArray[np.int64]
 
@@ -54,19 +55,6 @@ def count_cost(model: nn.Module, example_input: Tensor) -> Cost:
     return Cost(macs + uses.other_macs, sum(parameter.numel() for parameter in bare.parameters()))
 
 
-@dataclass(frozen=True, slots=True)
-class Product:
-    """MACs of one weight: `factor · Π over its cut axes (size − Σ lost[group] · channels removed of the group)`.
-
-    Attributes:
-        factor: places of the image at which the weight is applied, times the entries of the axes that no cut touches.
-        axes: for each cut axis its size, and how much of it one channel of each group is.
-    """
-
-    factor: int
-    axes: tuple[tuple[int, Mapping[str, int]], ...]
-
-
 class CostModel:
     """The exact cost of a network as a function of its widths; the network itself is not touched or kept.
 
@@ -88,7 +76,7 @@ class CostModel:
         self._fixed = Cost(uses.other_macs, 0)
         axes = _axes(groups)
         touched = {name for name, _ in axes}
-        self._terms: list[_Term] = []
+        self._weights: list[tuple[int, Product]] = []
         for name, parameter in bare.named_parameters():
             if name not in touched:
                 macs = self._fixed.macs + uses.macs(name, parameter)
@@ -96,21 +84,16 @@ class CostModel:
                 continue
             applied = uses.weights[name]
             assert applied.denominator == 1, f"{name}: a cut parameter is always used whole"
-            self._terms.append(_term(name, tuple(parameter.shape), int(applied), axes, self._column))
+            self._weights.append((int(applied), _product(name, tuple(parameter.shape), axes)))
+        shares = [(self._fixed.macs, self._fixed.params), *((applied, 1) for applied, _ in self._weights)]
+        products = [Product(1, ()), *(entries for _, entries in self._weights)]
+        self._sums = Polynomials(groups.widths, products, np.array(shares, dtype=np.float64))
         self.full = self.cost(groups.widths)
 
     def products(self) -> tuple[int, tuple[Product, ...]]:
         """Return the MACs as a polynomial: those that no cut changes, and one product for each weight that cuts do."""
         return self._fixed.macs, tuple(
-            Product(
-                term.applied * term.untouched,
-                tuple(
-                    (size, {self.groups[column]: int(share) for column, share in zip(columns, lost, strict=True)})
-                    for size, columns, lost in zip(term.sizes, term.columns, term.lost, strict=True)
-                ),
-            )
-            for term in self._terms
-            if term.applied
+            Product(applied * entries.factor, entries.axes) for applied, entries in self._weights if applied
         )
 
     def cost(self, widths: Mapping[str, int]) -> Cost:
@@ -129,31 +112,8 @@ class CostModel:
 
     def costs(self, widths: Integers) -> tuple[Integers, Integers]:
         """Return MACs and parameters, int64 `[policies]` each, at widths `[policies, groups]` (columns as `groups`)."""
-        removed = self.widths - np.asarray(widths, dtype=np.int64)
-        macs = np.full(len(removed), self._fixed.macs, dtype=np.int64)
-        params = np.full(len(removed), self._fixed.params, dtype=np.int64)
-        for term in self._terms:
-            entries = term.entries(removed)
-            macs += term.applied * entries
-            params += entries
+        macs, params = self._sums(np.asarray(widths)).astype(np.int64).T
         return macs, params
-
-
-@dataclass(frozen=True)
-class _Term:
-    """One parameter: `untouched · Π over cut axes (size − Σ lost[group] · removed[group])` entries."""
-
-    applied: int
-    untouched: int
-    sizes: tuple[int, ...]
-    columns: tuple[Integers, ...]
-    lost: tuple[Integers, ...]
-
-    def entries(self, removed: Integers) -> Integers:
-        entries = np.full(len(removed), self.untouched, dtype=np.int64)
-        for size, columns, lost in zip(self.sizes, self.columns, self.lost, strict=True):
-            entries *= size - removed[:, columns] @ lost
-        return entries
 
 
 def _axes(groups: ChannelGroups) -> dict[tuple[str, int], dict[str, int]]:
@@ -165,22 +125,11 @@ def _axes(groups: ChannelGroups) -> dict[tuple[str, int], dict[str, int]]:
     return axes
 
 
-def _term(
-    name: str,
-    shape: tuple[int, ...],
-    applied: int,
-    axes: dict[tuple[str, int], dict[str, int]],
-    column: dict[str, int],
-) -> _Term:
+def _product(name: str, shape: tuple[int, ...], axes: dict[tuple[str, int], dict[str, int]]) -> Product:
+    """Return the entries of one parameter."""
     cut = [axis for axis in range(len(shape)) if (name, axis) in axes]
-    members = [axes[name, axis] for axis in cut]
-    return _Term(
-        applied=applied,
-        untouched=prod(size for axis, size in enumerate(shape) if axis not in cut),
-        sizes=tuple(shape[axis] for axis in cut),
-        columns=tuple(np.array([column[group] for group in part], dtype=np.int64) for part in members),
-        lost=tuple(np.array(list(part.values()), dtype=np.int64) for part in members),
-    )
+    untouched = prod(size for axis, size in enumerate(shape) if axis not in cut)
+    return Product(untouched, tuple((shape[axis], axes[name, axis]) for axis in cut))
 
 
 @dataclass

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pruning.allocation.budget import REACHES, TOLERANCE, project
+from pruning.allocation.budget import TOLERANCE, project
+from pruning.allocation.trades import REACHES
 from pruning.cost import Cost, CostModel
 from pruning.errors import OptionError, PolicyError
 from pruning.groups import ChannelGroup, ChannelGroups, find_groups
