@@ -32,6 +32,7 @@ from pruning.groups import ChannelGroup, ChannelGroups, find_groups
 from pruning.initialise import draw_weights
 from pruning.latency import Latency, compare_latency, measure_latency
 from pruning.methods.dcp_schedules import Selector, joint_schedule, stagewise_schedule
+from pruning.mixed_ranking import MixedRanking
 from pruning.models import build_model, input_shape, model_names, paper_groups
 from pruning.path_ranking import PathRanking
 from pruning.placement import even_positions
@@ -65,6 +66,7 @@ __all__ = [
     "ImageSplit",
     "Kept",
     "Latency",
+    "MixedRanking",
     "ModelSpec",
     "NestedRanking",
     "PathRanking",

@@ -90,9 +90,9 @@ class GreedyRanking:
             RankingError: a network whose tensors have other shapes.
         """
         weights = dict(self.base)
-        for name, tensors in self.fitted.items():
-            if name in widths and widths[name] == self.fitted_widths[name]:
-                weights |= _fitted(groups[name], tensors, model, weights)
+        for name, width in self.fitted_widths.items():  # in the order of the search, which a file's tensors forget
+            if name in self.fitted and widths.get(name) == width:
+                weights |= _fitted(groups[name], self.fitted[name], model, weights)
         for name, tensor in weights.items():
             now = tensor_of(model, name)
             if now.shape != tensor.shape:

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from pruning.errors import PolicyError, suggest
 from pruning.groups import ChannelGroups
 
 FORMAT = 1
+"""A new key that a file may lack does not raise it: such a file reads as ever, and older versions refuse the key."""
 
 
 class Data(BaseModel):
@@ -131,7 +142,12 @@ class Recipe(Data):
 class Policy(Data):
     """How one network is cut and recovered.
 
+    Policies that rank each group alike are equal, however that was written: `criterion` is that of the most groups, of
+    equally many that of the first group by name, and `criteria` names the others. A file without any lacks the key.
+
     Attributes:
+        criterion: ranks the channels of the groups that `criteria` does not name.
+        criteria: by group name, of groups in `widths`.
         auxiliary: where auxiliary losses sit, in selection and fine-tuning; none where it is None.
         network: signature of the channel groups that the widths speak of (`ChannelGroups.signature`).
         widths: channels kept of each group; a group that is not named keeps all.
@@ -142,6 +158,7 @@ class Policy(Data):
     network: str
     widths: dict[str, Annotated[int, Field(ge=1)]]
     criterion: CriterionSpec = CriterionSpec(name="l1")
+    criteria: dict[str, CriterionSpec] = {}
     auxiliary: AuxiliaryPlacement | None = None
     recipe: Recipe = Recipe()
     seed: Annotated[int, Field(ge=0)] = 0
@@ -154,6 +171,37 @@ class Policy(Data):
         if found != FORMAT:
             raise ValueError(f"format: expected {FORMAT}, got {found}; written by another version")
         return content
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Policy:
+        self._check_criteria()
+        if self.criteria:
+            by_group = {name: self.criterion_of(name) for name in sorted(self.widths)}
+            usual = Counter(by_group.values()).most_common(1)[0][0]  # of equally many the first
+            others = {name: criterion for name, criterion in by_group.items() if criterion != usual}
+            self.__dict__.update(criterion=usual, criteria=others)  # frozen for everybody else
+        return self
+
+    def _check_criteria(self) -> None:
+        for name in self.criteria:
+            if name not in self.widths:
+                raise PolicyError(f"criteria: expected groups of `widths`, got '{name}'{suggest(name, self.widths)}")
+
+    @model_serializer(mode="wrap")
+    def _without_empty_criteria(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = write(self)
+        if not content.get("criteria"):
+            content.pop("criteria", None)
+        return content
+
+    def criterion_of(self, group: str) -> CriterionSpec:
+        """Return the criterion that ranks the channels of a group."""
+        return self.criteria.get(group, self.criterion)
+
+    @property
+    def every_criterion(self) -> tuple[CriterionSpec, ...]:
+        """Each criterion that ranks a group, once; `criterion` first."""
+        return tuple(dict.fromkeys((self.criterion, *self.criteria.values())))
 
     def to_json(self) -> str:
         """Return the policy as JSON, one key a line, keys sorted."""
@@ -181,9 +229,10 @@ class Policy(Data):
         """Refuse a network that the policy was not made for.
 
         Raises:
-            PolicyError: other groups, or widths that do not fit.
+            PolicyError: other groups, widths that do not fit, or a criterion of a group that has no width.
         """
         groups.check_widths(self.widths)
+        self._check_criteria()
         if self.network != groups.signature:
             raise PolicyError(
                 f"policy: made for a network with signature {self.network} ({self.model.name}), "
@@ -233,9 +282,9 @@ def explain(error: ValidationError, root: str, model: type[BaseModel] | None = N
 def _fields(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
     """Return the keys that exist at a place below `model`, or none where a plain dictionary is meant."""
     for part in place:
-        if isinstance(part, int):
+        if part not in model.model_fields:  # a number in a list, a key of a dictionary
             continue
-        annotation: Any = model.model_fields[part].annotation if part in model.model_fields else None
+        annotation: Any = model.model_fields[str(part)].annotation
         below = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
         models = [kind for kind in below if issubclass(kind, BaseModel)]
         if not models:

@@ -59,10 +59,11 @@ def apply_policy(policy: Policy, experiment: Experiment, folder: Path, say: Say 
         raise PolicyError("policy.widths: expected at least one channel group, got none")
     if policy.model != experiment.model:
         raise PolicyError(f"policy.model: expected {experiment.model} as in the experiment, got {policy.model}")
-    CRITERIA.build(policy.criterion.name, **policy.criterion.options)  # refuses what it does not know
+    for criterion in policy.every_criterion:
+        CRITERIA.build(criterion.name, **criterion.options)  # refuses what it does not know
     search = experiment.search.model_copy(
         update={
-            "criterion": (policy.criterion,),
+            "criterion": policy.every_criterion,
             "groups": tuple(policy.widths),
             "allocation": (AllocationSpec(name="searched"),),  # the widths are known: no rule needs a ranking
             "auxiliary": AuxiliarySpace.fixed(policy.auxiliary),

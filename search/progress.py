@@ -113,7 +113,7 @@ class LiveView:
             return f"{count}  failed: {record.error}"
         stopped = f"stopped after epoch {record.metrics.epoch}" if record.state is State.STOPPED else ""
         infeasible = "" if record.feasible else "beyond the limits"
-        facts = [count, *self._facts(record.metrics), record.policy.criterion.name, stopped, infeasible]
+        facts = [count, *self._facts(record.metrics), record.criterion, stopped, infeasible]
         return "  ".join([*filter(None, facts), _duration(record.seconds)]) + "   " + "  ".join(self._summary())
 
     def panel(self) -> RenderableType:
@@ -187,7 +187,7 @@ class LiveView:
             assert record.metrics is not None
             metrics = record.metrics
             cells = [self._cost(metrics, name) + (self._share(metrics, name) if shares else "") for name in costs]
-            names = [record.policy.criterion.name] if criterion else []
+            names = [record.criterion] if criterion else []
             table.add_row(str(record.number), written("accuracy", metrics.accuracy), *cells, *names)
         known = {name: self._baseline.get(name) for name in ("accuracy", *costs)}
         table.add_row("baseline", *("" if value is None else written(name, value) for name, value in known.items()))

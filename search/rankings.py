@@ -20,6 +20,8 @@ from pruning import (
     AuxiliaryPlacement,
     CheckpointError,
     CriterionSpec,
+    MixedRanking,
+    Policy,
     Ranking,
     RankingError,
     Selector,
@@ -93,6 +95,18 @@ def ranking_for(
         return ranking
 
     return _once(path, load_ranking, make)
+
+
+def policy_ranking(inputs: Inputs, policy: Policy) -> Ranking:
+    """Return what a policy is cut by: the ranking of its criterion, or of several, each for its own groups.
+
+    Raises:
+        PruningError: as for `ranking_for`.
+    """
+    made = {spec: ranking_for(inputs, spec, policy.auxiliary) for spec in policy.every_criterion}
+    if not policy.criteria:
+        return made[policy.criterion]
+    return MixedRanking({name: made[policy.criterion_of(name)] for name in policy.widths})
 
 
 def is_ranked(inputs: Inputs, criterion: CriterionSpec, placement: AuxiliaryPlacement | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -67,6 +68,13 @@ class TrialRecord:
     started: float | None = None
     seconds: float = 0.0
     extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def criterion(self) -> str:
+        """What ranked the channels, in words: `l1`, or `l1, fpgm on 3 groups`."""
+        others = Counter(criterion.name for criterion in self.policy.criteria.values()).most_common()
+        words = [f"{name} on {count} group{'s' if count > 1 else ''}" for name, count in others]
+        return ", ".join([self.policy.criterion.name, *words])
 
     @property
     def metrics(self) -> Metrics | None:

@@ -26,7 +26,7 @@ from pruning import (
     set_weights,
 )
 from search.inputs import Inputs
-from search.rankings import ranking_for, with_heads
+from search.rankings import policy_ranking, with_heads
 from search.results import Metrics
 
 
@@ -64,8 +64,7 @@ def run_trial(policy: Policy, inputs: Inputs, report: Report, resume: Mapping[st
     """
     clock = _Clock(resume)
     network, auxiliary = _uncut(policy, inputs)
-    ranking = ranking_for(inputs, policy.criterion, policy.auxiliary)
-    kept = prune(network, policy, ranking, groups=inputs.groups, example_input=inputs.example)
+    kept = prune(network, policy, policy_ranking(inputs, policy), groups=inputs.groups, example_input=inputs.example)
     train, recipe = inputs.data.train, policy.recipe
     if auxiliary is not None:
         auxiliary = auxiliary.for_network(network, inputs.example, seed=policy.seed)

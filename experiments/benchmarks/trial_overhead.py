@@ -44,7 +44,7 @@ from pruning import (
 from pruning.data import Pixels, TensorSplit
 from search.config import Experiment, SearchSpace
 from search.inputs import Baseline, Inputs, network_with, ranking_key
-from search.rankings import ranking_for
+from search.rankings import policy_ranking
 from search.results import Metrics
 from search.space import Space
 from search.study import StudySearcher, create_study
@@ -153,7 +153,7 @@ def trial_steps(inputs: Inputs, folder: Path, earlier: int) -> list[Step]:
     pickled = pickle.dumps(inputs)
 
     def cut(network: nn.Module, *, check: bool) -> nn.Module:
-        ranking = ranking_for(inputs, policy.criterion, policy.auxiliary)
+        ranking = policy_ranking(inputs, policy)
         prune(network, policy, ranking, groups=inputs.groups, example_input=inputs.example, check=check)
         return network
 

@@ -89,12 +89,13 @@ def _described(record: TrialRecord, baseline: Mapping[str, Any], full: Mapping[s
     ]
     if metrics.latency_ms is not None:
         lines.append(f"latency {written('latency_ms', metrics.latency_ms)}")
-    lines.append(f"criterion {policy.criterion.name}")
+    lines.append(f"criterion {record.criterion}")
     if "allocation" in record.params:
         lines.append(f"allocation {record.params['allocation']}")
     if policy.auxiliary is not None:
         lines.append(f"auxiliary losses at {policy.auxiliary}")
-    kept = [f"{name} {percent(policy.widths.get(name, width) / width, 0)}" for name, width in full.items()]
+    by = {name: f" by {criterion.name}" for name, criterion in policy.criteria.items()}
+    kept = [f"{name} {percent(policy.widths.get(name, w) / w, 0)}{by.get(name, '')}" for name, w in full.items()]
     lines += ["kept:", *("  ".join(kept[start : start + 2]) for start in range(0, min(len(kept), SHOWN_GROUPS), 2))]
     lines += [f"and {len(kept) - SHOWN_GROUPS} more groups"] if len(kept) > SHOWN_GROUPS else []
     return "<br>".join(lines)

@@ -51,7 +51,7 @@ def _row(record: TrialRecord, baseline: Mapping[str, Any]) -> dict[str, Any]:
         "params": metrics.params,
         "params_share": metrics.params / baseline_value(baseline, "params"),
         "latency_ms": metrics.latency_ms,
-        "criterion": record.policy.criterion.name,
+        "criterion": record.criterion,
         "allocation": record.params.get("allocation"),
         "auxiliary": None if record.policy.auxiliary is None else str(record.policy.auxiliary),
         "epochs": metrics.epoch,

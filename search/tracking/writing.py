@@ -180,7 +180,7 @@ class Writing:
 
     def _name(self, record: TrialRecord, metrics: Metrics | None = None) -> str:
         """Return `trial-007 fpgm 48% MACs`; without the cost before it is known."""
-        name = f"trial-{record.number:03d} {record.policy.criterion.name}"
+        name = f"trial-{record.number:03d} {record.criterion}"
         metrics, full = metrics or record.metrics, self._baseline.get("macs")
         return f"{name} {100 * metrics.macs / full:.0f}% MACs" if metrics and full else name
 
@@ -220,7 +220,8 @@ def _decided(record: TrialRecord, experiment: Experiment) -> dict[str, Any]:
         }
     # Free places were proposed as numbers that mean nothing by themselves.
     searched = {name: value for name, value in record.params.items() if not name.startswith("auxiliary.position.")}
-    return {"criterion": record.policy.criterion.name, **fixed, **searched}
+    mixed = {"criterion": record.criterion} if record.policy.criteria else {}
+    return {"criterion": record.criterion, **fixed, **searched, **mixed}
 
 
 def _place(path: Path) -> str:

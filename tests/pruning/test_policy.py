@@ -37,17 +37,31 @@ json_values = st.recursive(
     max_leaves=4,
 )
 options = st.dictionaries(st.text(max_size=3), json_values, max_size=3)
-policies = st.builds(
-    Policy,
-    model=st.builds(ModelSpec, name=st.text(), num_classes=st.integers(1, 9), options=options),
-    network=st.text(max_size=16),
-    widths=st.dictionaries(st.text(max_size=8), st.integers(1, 4096), max_size=4),
-    criterion=st.builds(CriterionSpec, name=st.text(max_size=8), options=options),
-    recipe=st.builds(
-        Recipe, epochs=st.integers(0, 300), learning_rate=st.floats(1e-9, 10), clip_norm=st.none() | st.just(0.1)
-    ),
-    seed=st.integers(0, 2**63),
-)
+
+
+@st.composite
+def drawn_policies(draw: st.DrawFn) -> Policy:
+    widths = draw(st.dictionaries(st.text(max_size=8), st.integers(1, 4096), max_size=4))
+    named = draw(st.lists(st.sampled_from(sorted(widths)), unique=True)) if widths else []
+    return Policy(
+        model=draw(st.builds(ModelSpec, name=st.text(), num_classes=st.integers(1, 9), options=options)),
+        network=draw(st.text(max_size=16)),
+        widths=widths,
+        criterion=draw(st.builds(CriterionSpec, name=st.text(max_size=8), options=options)),
+        criteria={name: draw(st.builds(CriterionSpec, name=st.text(max_size=2))) for name in named},
+        recipe=draw(
+            st.builds(
+                Recipe,
+                epochs=st.integers(0, 300),
+                learning_rate=st.floats(1e-9, 10),
+                clip_norm=st.none() | st.just(0.1),
+            )
+        ),
+        seed=draw(st.integers(0, 2**63)),
+    )
+
+
+policies = drawn_policies()
 
 
 def changed(**fields: Any) -> str:
@@ -84,6 +98,7 @@ def test_fingerprints_are_equal_where_policies_are(first: Policy, second: Policy
         {"widths": {"layer1.0.conv1": 3}},
         {"model": ModelSpec(name="resnet20")},
         {"criterion": CriterionSpec(name="taylor", options={"images": 513})},
+        {"criteria": {"layer1.1.conv1": CriterionSpec(name="l1")}},
         {"recipe": Recipe(epochs=3, clip_norm=1.5)},
     ],
 )
@@ -146,6 +161,69 @@ def test_a_recipe_refuses_what_makes_no_sense(field: str, value: Any) -> None:
         Recipe(**{field: value})
 
 
+# ── several criteria ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+L1, FPGM, TAYLOR = (CriterionSpec(name=name) for name in ("l1", "fpgm", "taylor"))
+
+
+def ranked_by(criterion: CriterionSpec, **criteria: CriterionSpec) -> Policy:
+    widths = dict.fromkeys("abcd", 1)
+    return Policy(model=ModelSpec(name="m"), network="n", widths=widths, criterion=criterion, criteria=criteria)
+
+
+@EXAMPLES
+@given(
+    by_group=st.fixed_dictionaries(dict.fromkeys("abcd", st.sampled_from([L1, FPGM, TAYLOR]))),
+    defaults=st.tuples(st.sampled_from([L1, FPGM, TAYLOR]), st.sampled_from([L1, FPGM, TAYLOR])),
+    left_out=st.booleans(),
+)
+def test_policies_that_rank_each_group_alike_are_equal(
+    by_group: dict[str, CriterionSpec], defaults: tuple[CriterionSpec, CriterionSpec], left_out: bool
+) -> None:
+    first = ranked_by(defaults[0], **by_group)
+    named = {name: spec for name, spec in reversed(by_group.items()) if not left_out or spec != defaults[1]}
+    second = ranked_by(defaults[1], **named)
+    assert {name: second.criterion_of(name) for name in second.widths} == by_group
+    assert first == second
+    assert hash(first) == hash(second)
+    assert first.to_json() == second.to_json()
+    assert first.fingerprint == second.fingerprint
+
+
+@EXAMPLES
+@given(
+    first=st.lists(st.sampled_from([L1, FPGM]), min_size=4, max_size=4),
+    second=st.lists(st.sampled_from([L1, FPGM]), min_size=4, max_size=4),
+)
+def test_policies_that_rank_a_group_otherwise_differ(first: list[CriterionSpec], second: list[CriterionSpec]) -> None:
+    one, other = (ranked_by(L1, **dict(zip("abcd", chosen, strict=True))) for chosen in (first, second))
+    assert (one == other) == (one.fingerprint == other.fingerprint) == (first == second)
+
+
+def test_the_criterion_is_that_of_most_groups_and_the_others_are_named() -> None:
+    policy = ranked_by(TAYLOR, a=L1, b=FPGM, c=FPGM, d=FPGM)
+    assert (policy.criterion, policy.criteria) == (FPGM, {"a": L1})
+    assert policy.every_criterion == (FPGM, L1)
+    tie = ranked_by(L1, c=FPGM, b=FPGM)
+    assert (tie.criterion, tie.criteria) == (L1, {"b": FPGM, "c": FPGM})
+    assert ranked_by(L1, a=CriterionSpec(name="l1")).criteria == {}
+    assert ranked_by(L1).every_criterion == (L1,)
+
+
+def test_without_several_criteria_a_file_is_what_it_ever_was() -> None:
+    assert "criteria" not in json.loads(POLICY.to_json())
+    assert "criteria" not in POLICY.model_dump()
+    mixed = ranked_by(L1, b=FPGM)
+    assert json.loads(mixed.to_json())["criteria"] == {"b": {"name": "fpgm", "options": {}}}
+    assert json.loads(mixed.to_json())["format"] == 1
+    assert Policy.model_validate(mixed.model_dump(mode="json")) == mixed
+
+
+def test_a_criterion_of_a_group_that_is_not_cut_is_refused() -> None:
+    with pytest.raises(ValidationError, match="criteria: expected groups of `widths`, got 'e'; there are: a, b, c, d"):
+        ranked_by(L1, e=FPGM)
+
+
 # ── mistakes in a file ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -160,6 +238,15 @@ def test_a_recipe_refuses_what_makes_no_sense(field: str, value: Any) -> None:
         (changed(widths={"layer1.0.conv1": 0}), r"^widths\.layer1\.0\.conv1: .*greater than or equal to 1, got 0$"),
         (changed(widths={"a": 2.5}), r"^widths\.a: expected a valid integer.*, got 2\.5$"),
         (changed(recipe={"optimizer": "sdg"}), r"^recipe\.optimizer: expected 'sgd' or 'adamw', got 'sdg'$"),
+        (
+            changed(criteria={"layer1.0.conv": {"name": "l1"}}),
+            r"^policy: criteria: expected groups of `widths`, got 'layer1\.0\.conv'; did you mean 'layer1.0.conv1'\?$",
+        ),
+        (
+            changed(criteria={"layer1.0.conv1": {"name": "l1", "option": {}}}),
+            r"^criteria\.layer1\.0\.conv1\.option: unknown key; did you mean 'options'\?$",
+        ),
+        (changed(criteria={"layer1.0.conv1": "l1"}), r"^criteria\.layer1\.0\.conv1: expected an object, got 'l1'$"),
         ("", "^policy: Invalid JSON: EOF"),
         (POLICY.to_json()[:-9], "^policy: Invalid JSON: EOF"),
         ("[]", r"^policy: expected an object, got \[\]$"),
@@ -206,6 +293,12 @@ def policy_for(width: int, widths: dict[str, int]) -> Policy:
 
 def test_a_policy_fits_the_network_that_it_was_made_for() -> None:
     policy_for(8, {"0": 8, "1": 1}).check(find_groups(network(8), torch.zeros(1, 3, 4, 4)))
+
+
+def test_a_criterion_for_no_group_of_the_network_is_refused() -> None:
+    policy = policy_for(8, {"0": 3}).model_copy(update={"criteria": {"1": L1}})
+    with pytest.raises(PolicyError, match=r"^criteria: expected groups of `widths`, got '1'; there are: 0$"):
+        policy.check(find_groups(network(8), torch.zeros(1, 3, 4, 4)))
 
 
 @pytest.mark.parametrize(

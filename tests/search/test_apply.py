@@ -119,6 +119,8 @@ def test_a_policy_is_applied_with_as_many_threads_as_the_trials_had(storage, pol
         ({"widths": {"first": 9}}, PolicyError, r"widths.first: expected 1 to 8 channels, got 9"),
         ({"widths": {}}, PolicyError, r"policy.widths: expected at least one"),
         ({"criterion": CriterionSpec(name="tailor")}, UnknownNameError, "did you mean 'taylor'"),
+        ({"criteria": {"first": CriterionSpec(name="tailor")}}, UnknownNameError, "did you mean 'taylor'"),
+        ({"criteria": {"frist": CriterionSpec(name="l1")}}, PolicyError, "got 'frist'; did you mean 'first'"),
     ],
 )
 def test_a_policy_that_does_not_fit_is_refused_before_any_work(tmp_path, policy, change, error, reason):

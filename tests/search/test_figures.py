@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import matplotlib
@@ -260,6 +261,17 @@ def test_hovering_over_the_front_names_the_trial_and_its_policy(page):
         assert part in hover
     assert "layer1.0.conv1 50 %" in hover
     assert "layer2.0.conv1 100 %" in hover  # not named by the policy: keeps all
+
+
+def test_hovering_names_the_criterion_of_each_group():
+    record = trial(0)
+    criteria = {"layer2.0.conv1": {"name": "l1"}}
+    content = record.policy.model_dump() | {"widths": dict.fromkeys(WIDTHS, 8), "criteria": criteria}
+    policy = Policy.model_validate(content)
+    page = front_page([replace(record, policy=policy)], BASELINE, TWO, widths=WIDTHS)
+    hover = next(trace for trace in charts(page)["front"] if trace["name"] == "front")["hovertext"][0]
+    assert "criterion fpgm, l1 on 1 group<br>" in hover
+    assert "layer1.0.conv1 50 %  layer2.0.conv1 25 % by l1" in hover
 
 
 def test_the_page_shows_curves_widths_and_hypervolume(page):

@@ -7,7 +7,7 @@ import tiny
 import torch
 
 from pruning import CRITERIA, AuxiliaryPlacement, CriterionSpec, Policy, hash_weights
-from search import trial
+from search import rankings
 from search.prepare import prepare
 from search.rankings import ranking_for
 from search.trial import run_trial
@@ -133,7 +133,7 @@ def test_a_trial_asks_for_a_ranking_that_nobody_made_before(inputs, monkeypatch)
     asked = policy(inputs, criterion="ccp", auxiliary=AT_ONE)
     before = set(inputs.rankings)
     calls = []
-    monkeypatch.setattr(trial, "ranking_for", lambda *args: calls.append(args[1:]) or ranking_for(*args))
+    monkeypatch.setattr(rankings, "ranking_for", lambda *args: calls.append(args[1:]) or ranking_for(*args))
     run_trial(asked, inputs, silent)
     assert calls == [(asked.criterion, AT_ONE)]
     assert set(inputs.rankings) == before
