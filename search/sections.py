@@ -116,7 +116,7 @@ class BudgetSpace(Section):
 
     Attributes:
         minimum: without it 20 %, or the least that the widths can reach if that is more.
-        maximum: without it 90 %, or everything if the widths cannot reach that little.
+        maximum: without it 90 %, or everything if the widths can reach no less than half.
         of: what is met: `macs`, `params`, or `latency_ms` as a model of measured networks predicts it.
     """
 
@@ -141,9 +141,7 @@ class BudgetSpace(Section):
         Raises:
             ValueError: an end that is asked for and cannot be reached.
         """
-        maximum = self.maximum or max(0.9, self.minimum or 0.0)
-        if self.maximum is None and maximum < reachable:
-            maximum = 1.0
+        maximum = self.maximum or max(0.9 if reachable <= 0.5 else 1.0, self.minimum or 0.0)
         for end, share in (("minimum", self.minimum), ("maximum", maximum)):
             if share is not None and share < reachable:
                 expected = f"{reachable:.1%} to 100%, which the widths can reach"

@@ -193,7 +193,7 @@ class Space:
         auxiliary = next(iter(self._experiment.search.auxiliary.known(self._blocks)), None)
         if not rule.budgeted:
             return rule.widths(self._groups, self._cost, None, self._rule_ranking(rule, criteria, auxiliary))
-        return self._rule_widths(allocation, criteria, auxiliary).exact(self._target(share))
+        return self._met(self._rule_widths(allocation, criteria, auxiliary), self._target(share))
 
     def only_policy(self) -> Policy:
         """Return the policy of a space with nothing to choose.
@@ -322,11 +322,24 @@ class Space:
         share = self._low if self._low == self._high else trial.suggest_float("budget", self._low, self._high)
         target = self._target(share)
         if rule is not None:
-            return self._within_limits(self._rule_widths(allocation, criteria, auxiliary).exact(target))
+            return self._within_limits(self._met(self._rule_widths(allocation, criteria, auxiliary), target))
         way = self._parametrisation(criteria, auxiliary)
         direction = way.direction(trial, target, self._known_ranking(criteria, auxiliary))
         step, measure = self._experiment.search.widths.round_to, self._budget.measure
         return self._within_limits(project(self._groups, self._cost, direction, target, round_to=step, measure=measure))
+
+    def _met(self, rule: RuleWidths, target: int) -> dict[str, int]:
+        """Return a rule's widths at a budget; where nobody asked for so small a one, at the least that it meets.
+
+        Raises:
+            PolicyError: a budget that the rule cannot meet.
+        """
+        try:
+            return rule.exact(target)
+        except PolicyError:
+            if self._experiment.search.budget.minimum is not None:
+                raise
+            return {name: round(width) for name, width in rule.near(target).items()}
 
     def _target(self, share: float) -> int:
         """Return a part of the baseline's cost, at least what the narrowest widths cost."""
@@ -415,7 +428,7 @@ class Space:
             for auxiliary in self._experiment.search.auxiliary.known(self._blocks):
                 try:
                     if rule.budgeted:
-                        self._rule_widths(allocation, criteria, auxiliary).exact(self._target(self._low))
+                        self._met(self._rule_widths(allocation, criteria, auxiliary), self._target(self._low))
                     else:
                         rule.widths(self._groups, self._cost, None, self._rule_ranking(rule, criteria, auxiliary))
                 except PolicyError as error:

@@ -111,9 +111,9 @@ def test_the_narrowest_width_is_exact(odd):
 
 
 def test_every_round_width_may_be_proposed(resnet):
-    space = resnet.space(groups="layer1.0.conv1", widths={"minimum": "20%", "round_to": 4}, budget={"maximum": "100%"})
+    space = resnet.space(groups="layer1.0.conv1", widths={"minimum": "20%", "round_to": 4})
     seen = {policy.widths["layer1.0.conv1"] for _, policy in draws(space, 100)}
-    assert seen == {4, 8, 12, 16}
+    assert seen == {4, 8, 12}  # all but the full width, which leaves no budget
 
 
 def test_what_leaves_no_choice_is_not_asked(resnet):
@@ -178,7 +178,7 @@ def test_without_a_word_the_budget_starts_where_the_widths_can_begin(resnet):
     lowest = resnet.cost.cost(one.least).macs / resnet.cost.full.macs
     assert one.shares == (pytest.approx(lowest), 1.0)
     assert resnet.space().shares == (0.2, 0.9)
-    with pytest.raises(ExperimentError, match=r"^search.budget.minimum: expected 9\d\.\d% to 100%, .* got 30.0%$"):
+    with pytest.raises(ExperimentError, match=r"^search.budget.minimum: expected 89.8% to 100%, .* got 30.0%$"):
         resnet.space(groups="layer1.0.conv1", budget="30%")
 
 
@@ -224,19 +224,26 @@ def test_a_limit_that_no_widths_meet_is_refused_at_once(resnet, per):
         resnet.space(widths=widths, sections={"constraints": {"macs": "1%"}})
 
 
-@pytest.mark.parametrize("allocation", ["uniform", "global"])
+@pytest.mark.parametrize("allocation", ["searched", "uniform", "global"])
 def test_a_budget_that_no_widths_meet_is_refused_at_once(resnet, allocation):
-    search = {"groups": "layer3.2.conv1", "allocation": ["searched", allocation]}
-    reason = rf"allocation '{allocation}': expected \d+ to \d+ MACs"
+    search = {"groups": "layer3.2.conv1", "allocation": allocation}
+    reason = r"expected \d+\.\d% to 100%, which the widths can reach, got 20.0%"
     with pytest.raises(ExperimentError, match=f"^search.budget.minimum: {reason}"):
-        resnet.space(**search)
-    with pytest.raises(ExperimentError, match=f"^constraints.macs: {reason}"):
-        resnet.space(
-            groups="layer3.2.conv1",
-            allocation=allocation,
-            budget={"minimum": "99%", "maximum": "100%"},
-            sections={"constraints": {"macs": "20%"}},
-        )
+        resnet.space(**search, budget={"minimum": "20%"})
+    with pytest.raises(ExperimentError, match=f"^search.budget.maximum: {reason}"):
+        resnet.space(**search, budget={"maximum": "20%"})
+
+
+def test_a_budget_that_a_rule_does_not_meet_is_refused_only_if_it_was_asked_for(resnet):
+    rule = {"name": "global", "options": {"minimum_share": 0.6}}
+    with pytest.raises(
+        ExperimentError, match=r"^search.budget.minimum: allocation 'global.*': expected \d+ to \d+ MACs"
+    ):
+        resnet.space(allocation=rule, budget={"minimum": "20%"})
+    space = resnet.space(allocation=rule)
+    policy = space.suggest(FixedTrial({"budget": space.shares[0]}))
+    assert all(width >= 0.6 * resnet.groups[name].width for name, width in policy.widths.items())
+    assert resnet.macs(policy) < 0.7 * resnet.cost.full.macs
 
 
 def test_an_allocation_without_the_scores_that_it_needs_is_refused_at_once(resnet):
@@ -252,7 +259,7 @@ def test_dimensions_are_conditional_where_the_allocation_is_a_choice(resnet, all
     space = resnet.space(allocation=allocation)
     assert space.conditional is conditional
     asked = {frozenset(params) for params, _ in draws(space)}
-    widths = frozenset(f"width.{name}" for name in resnet.groups.matching(("inner",)))
+    widths = frozenset({"budget", *(f"width.{name}" for name in resnet.groups.matching(("inner",)))})
     assert asked == ({frozenset({"allocation", "budget"}), widths | {"allocation"}} if conditional else {widths})
 
 
@@ -288,10 +295,9 @@ def test_recipes_are_searched_by_span_and_by_choice(resnet):
 def test_criteria_of_one_name_are_told_apart_by_their_options(resnet):
     specs = [spec.model_dump() for spec in SPECS]
     space = resnet.space(groups="layer1.0.conv1", criterion=specs)
-    seen = {params["criterion"]: policy.criterion for params, policy in draws(space)}
-    assert set(seen.values()) == set(SPECS)
-    assert seen["l1"] == SPECS[0]
+    seen = {(params["criterion"], params.get("criterion.random")): policy.criterion for params, policy in draws(space)}
+    assert seen == {("l1", None): SPECS[0], ("random", "{}"): SPECS[1], ("random", '{"seed": 1}'): SPECS[2]}
     alone = resnet.space(groups="layer1.0.conv1", criterion=specs[2])
     params, policy = next(draws(alone, 1))
-    assert "criterion" not in params
+    assert not [name for name in params if name.startswith("criterion")]
     assert policy.criterion == SPECS[2]

@@ -73,12 +73,10 @@ def test_even_places_are_those_of_the_formula(space):
 def test_free_places_reach_every_subset_and_nothing_else(space, count):
     free = space(auxiliary={"count": count, "placement": "free"})
     names = [f"auxiliary.position.{number}of{count}" for number in range(1, count + 1)]
-    widths = {f"width.{name}": 6 for name in ("blocks.0.conv1",)}
+    widths = {"budget": 0.8, **{f"width.blocks.{block}.conv1": 1.0 for block in range(6)}}
     found = set()
     for numbers in itertools.product(range(1, 6 - count + 1), repeat=count):
-        params = dict(zip(names, numbers, strict=True)) | {
-            f"width.blocks.{block}.conv1": widths["width.blocks.0.conv1"] for block in range(6)
-        }
+        params = dict(zip(names, numbers, strict=True)) | widths
         found.add(free.suggest(optuna.trial.FixedTrial(params)).auxiliary.positions)
     assert found == set(itertools.combinations(range(1, 6), count))
 
@@ -156,7 +154,8 @@ def test_a_rule_that_fixes_the_widths_asks_for_no_budget(space):
 @pytest.mark.parametrize(
     ("search", "dimension"),
     [
-        ({}, "width.blocks.0.conv1"),
+        ({}, "budget"),
+        ({"budget": "80%"}, "width.blocks.0.conv1"),
         ({"allocation": "uniform"}, "budget"),
         ({"allocation": {"name": "uniform", "options": {"rate": 0.5}}, "auxiliary": [0, 1]}, "auxiliary.count"),
         ({"allocation": {"name": "uniform", "options": {"rate": 0.5}}, "criterion": ["l1", "l2"]}, "criterion"),
