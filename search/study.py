@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import optuna
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, GPSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.samplers import BaseGASampler, BaseSampler, GPSampler, NSGAIIISampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -299,8 +299,9 @@ class StudySearcher(Searcher):
         """Return a trial's policy; ask for it, and write it down, where that has not been done."""
         if _POLICY in trial.user_attrs:
             return Policy.from_json(trial.user_attrs[_POLICY])
+        widths = trial.user_attrs.get(_WIDTHS)
         try:
-            return self._proposer.suggest(trial, trial.user_attrs.get(_WIDTHS))
+            return self._proposer.suggest(trial) if widths is None else self._proposer.suggest(trial, widths)
         except Exception as error:
             self._fail(trial, one_line(error))
             raise
@@ -381,7 +382,10 @@ class StudySearcher(Searcher):
             if found is not None:
                 enqueue(self.study, found)
         self.study.sampler = _sampler(self._experiment, number)
-        return self.study.ask()
+        trial = self.study.ask()
+        if isinstance(self.study.sampler, BaseGASampler):  # who was not sampled would be in no generation, nor a parent
+            self.study.sampler.get_trial_generation(self.study, self.study.get_trials(deepcopy=False)[trial.number])
+        return trial
 
     def _again(self, lost: FrozenTrial) -> Trial:
         """Reopen a proposal. A copy put in the queue would be no parent for NSGA-II: only sampled trials are."""

@@ -67,8 +67,10 @@ def test_what_the_readme_calls_a_default_is_one(tmp_path):
     shown, default = load(tmp_path, text), parse_experiment(SMALL, tmp_path)
     for name in ("objectives", "resources", "latency", "tracking", "storage"):
         assert getattr(shown, name) == getattr(default, name), name
-    for name in ("trials", "concurrent", "sampler", "seed", "groups", "widths", "budget"):
+    named = ("trials", "concurrent", "sampler", "seed", "groups", "widths", "criterion_per", "start", "surrogate")
+    for name in named:
         assert getattr(shown.search, name) == getattr(default.search, name), name
+    assert shown.search.budget.within(0.1) == default.search.budget.within(0.1)
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda file: file.stem)
@@ -284,14 +286,24 @@ def test_a_misspelt_name_is_told_with_the_nearest(tmp_path, text, place, nearest
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("search: {sampler: nsga3}", "search.sampler: .*'random', 'nsga2', 'tpe' or 'gp', got 'nsga3'"),
+        ("search: {sampler: cmaes}", "search.sampler: .*'nsga2', 'nsga3', 'tpe' or 'gp', got 'cmaes'"),
         ("search: {trials: 0}", "search.trials: .*greater than or equal to 1, got 0"),
         ("search: {trials: 2.5}", "search.trials: .*got 2.5"),
         ("search: {groups: []}", "search.groups: .*at least 1"),
         ("search: {criterion: []}", "search.criterion: .*at least 1"),
         ("search: {criterion: 3}", "search.criterion.0: .*got 3"),
         ("search: {widths: {minimum: 50}}", "search.widths.minimum: .*less than or equal to 1, got 50"),
-        ("search: {widths: {per: layer}}", "search.widths.per: .*'group' or 'stage', got 'layer'"),
+        ("search: {widths: {per: scores, around: uniform}}", "search.widths: expected around with per group or stage"),
+        ("search: {widths: {around: {name: uniform, options: {rate: 0.5}}}}", "search.widths: around: expected a rule"),
+        ("search: {widths: {around: unifrom}}", "search.widths: unknown allocation 'unifrom'"),
+        ("search: {budget: {of: flops}}", "search.budget.of: .*'params' or 'latency_ms', got 'flops'"),
+        ("search: {surrogate: nothing}", "search.surrogate.kind: .*'quadratic' or 'none', got 'nothing'"),
+        ("search: {criterion: {name: ccp, choices: 3}}", "search.criterion: choices: expected lists of values"),
+        (
+            "search: {criterion: {name: ccp, options: {joint: true}, choices: {joint: [true]}}}",
+            "search.criterion: choices: expected options that are not fixed, got joint in both",
+        ),
+        ("search: {widths: {per: layer}}", "search.widths.per: .*'stage' or 'scores', got 'layer'"),
         ("search: {budget: 50}", "search.budget.minimum: .*less than or equal to 1, got 50"),
         (
             "search: {budget: {minimum: 90%, maximum: 20%}}",
