@@ -79,14 +79,14 @@ def _given(experiment: Experiment, space: Space) -> Iterator[Proposal]:
 
 
 def _policies(path: Path) -> Sequence[tuple[str, Policy]]:
-    if path.is_file():
-        return [(path.name, load_policy(path))]
-    if not (path / EXPERIMENT).is_file():
+    if path.is_dir() and not (path / EXPERIMENT).is_file():
         raise ExperimentError(f"search.start: expected a policy's file or a sweep's folder, got folder '{path}'")
     try:
+        if path.is_file():
+            return [(path.name, load_policy(path))]
         experiment = load_experiment(path)
         members = front(load_records(path, experiment), experiment.objectives)
-    except SearchError as error:
+    except (PruningError, SearchError) as error:
         raise ExperimentError(f"search.start: {error}") from None
     return [(f"{path.name}, trial {record.number}", record.policy) for record in members]
 

@@ -102,7 +102,8 @@ def experiment(folder, **sections):
         "tracking": {"enabled": False},
         "storage": str(folder),
     }
-    search = {"trials": 4, "concurrent": 2, "sampler": "random", **sections.pop("search", {})}
+    alone = {"start": [], "surrogate": "none"}  # the sampler proposes, nobody else
+    search = {"trials": 4, "concurrent": 2, "sampler": "random", **alone, **sections.pop("search", {})}
     return parse_experiment(tree | {"search": search} | sections)
 
 
