@@ -390,10 +390,10 @@ class StudySearcher(Searcher):
             if found is not None:
                 enqueue(self.study, found)
         self.study.sampler = _sampler(self._experiment, number)
-        trial = self.study.ask()
+        proposed = self.study.ask()
         if isinstance(self.study.sampler, BaseGASampler):  # who was not sampled would be in no generation, nor a parent
-            self.study.sampler.get_trial_generation(self.study, self.study.get_trials(deepcopy=False)[trial.number])
-        return trial
+            self.study.sampler.get_trial_generation(self.study, self.study.get_trials(deepcopy=False)[proposed.number])
+        return proposed
 
     def _again(self, lost: FrozenTrial) -> Trial:
         """Reopen a proposal. A copy put in the queue would be no parent for NSGA-II: only sampled trials are."""
