@@ -39,6 +39,7 @@ from search.results import Metrics, State, TrialRecord
 JOURNAL = "study.journal"
 _POLICY, _TUNE_ID, _ERROR, _EPOCH = "policy", "tune_id", "error", "epoch:"
 _SOURCE, _WIDTHS, _TWIN = "source", "widths", "same_as"
+GP_TRIALS = 200
 _ATTEMPTS = 64
 """How many proposals in a row may be known policies before the space counts as searched through."""
 
@@ -162,6 +163,18 @@ def enqueue(study: optuna.Study, proposal: Proposal) -> None:
         study.enqueue_trial(proposal.answers, user_attrs=attributes)
 
 
+def _misfits(experiment: Experiment, *, conditional: bool) -> Iterator[str]:
+    """Yield what a sampler is not made for."""
+    sampler, trials = experiment.search.sampler, experiment.search.trials
+    if conditional and sampler in ("nsga2", "nsga3", "gp"):
+        yield f"{sampler} draws at random what exists only for some choices; tpe learns it"
+    if sampler in ("nsga2", "nsga3") and trials <= _population(trials):
+        first = f"its first {_population(trials)} trials"
+        yield f"{sampler} draws {first} at random, and there are {trials} in all; tpe learns sooner"
+    if sampler == "gp" and trials > GP_TRIALS:
+        yield f"gp takes seconds for a proposal after some {GP_TRIALS} trials, and there are {trials}; tpe does not"
+
+
 def _population(trials: int) -> int:
     return min(50, max(8, trials // 4))
 
@@ -261,12 +274,8 @@ class StudySearcher(Searcher):
         self._needed = (*experiment.objectives, *experiment.constraints)
         self._known: dict[str, int] = {}  # Tune's name → number
         self._study: optuna.Study | None = None
-        sampler = experiment.search.sampler
-        if proposer.conditional and sampler in ("nsga2", "gp"):
-            warnings.warn(
-                f"search.sampler: {sampler} draws at random what exists only for some choices; tpe learns it",
-                stacklevel=2,
-            )
+        for note in _misfits(experiment, conditional=proposer.conditional):
+            warnings.warn(f"search.sampler: {note}", stacklevel=2)
 
     @property
     def study(self) -> optuna.Study:

@@ -23,6 +23,7 @@ from pruning import Policy, PruningError
 from search.config import EXPERIMENT, Experiment, load_experiment
 from search.errors import SweepError, SweepInterruptedError
 from search.figures import front_markdown, front_page, front_table, plot_front, write_front_csv
+from search.guide import guide_of
 from search.inputs import Inputs, Say, silent
 from search.launching import check_resources, ray_session
 from search.pareto import front
@@ -183,7 +184,7 @@ def _launch(inputs: Inputs, space: Space, folder: Path, say: Say, *, live: bool)
     experiment, baseline = inputs.experiment, inputs.baseline.to_dict()
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
-        searcher = StudySearcher(folder, experiment, space, baseline)
+        searcher = StudySearcher(folder, experiment, space, baseline, guide_of(inputs, space))
     for note in notes:
         say(f"note: {note.message}")
     tracker = Tracker(folder, experiment)
@@ -196,7 +197,10 @@ def _launch(inputs: Inputs, space: Space, folder: Path, say: Say, *, live: bool)
         sweep = Sweep(experiment, folder, baseline, inputs.groups.widths, searcher.records())
         if any(record.counts for record in sweep.records):
             tracker.sweep_ended(summary(sweep), write_front(sweep))
-    if len(sweep.records) < experiment.search.trials or any(r.state is State.RUNNING for r in sweep.records):
+    missing = len(sweep.records) < experiment.search.trials
+    if missing and searcher.exhausted:
+        say(f"note: the space has hardly another policy: {len(sweep.records)} of {experiment.search.trials} trials")
+    elif missing or any(record.state is State.RUNNING for record in sweep.records):
         again = f"prunesearch resume {shlex.quote(str(folder))}"
         raise SweepInterruptedError(f"sweep {folder}: interrupted; go on with: {again}")
     if not sweep.front:

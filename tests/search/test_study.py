@@ -285,6 +285,26 @@ def test_samplers_that_ignore_conditional_dimensions_say_so_once(tmp_path, sampl
     ]
 
 
+@pytest.mark.parametrize(
+    ("search", "note"),
+    [
+        ({"sampler": "nsga2", "trials": 8}, "nsga2 draws its first 8 trials at random, and there are 8 in all"),
+        ({"sampler": "nsga3", "trials": 5}, "nsga3 draws its first 8 trials at random, and there are 5 in all"),
+        ({"sampler": "gp", "trials": 500}, "gp takes seconds for a proposal after some 200 trials, and there are 500"),
+        ({"sampler": "nsga2", "trials": 9}, None),
+        ({"sampler": "gp", "trials": 200}, None),
+        ({"sampler": "tpe", "trials": 1}, None),
+    ],
+)
+def test_a_sampler_that_does_not_fit_the_number_of_trials_is_noted(tmp_path, search, note):
+    asked = experiment(search=search)
+    create_study(tmp_path, asked)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        StudySearcher(tmp_path, asked, OneBranch(), BASELINE)
+    assert [str(warning.message).split(";")[0] for warning in caught] == ([f"search.sampler: {note}"] if note else [])
+
+
 # ── records ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
