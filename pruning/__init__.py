@@ -8,6 +8,7 @@ Example:
 
 from pruning.allocation import ALLOCATIONS, Allocation
 from pruning.allocation.budget import project
+from pruning.allocation.ladder import Measure
 from pruning.auxiliary import AuxiliaryLosses
 from pruning.batchnorm import recalibrate
 from pruning.blocks import block_names
@@ -31,6 +32,7 @@ from pruning.greedy import GreedyRanking
 from pruning.groups import ChannelGroup, ChannelGroups, find_groups
 from pruning.initialise import draw_weights
 from pruning.latency import Latency, compare_latency, measure_latency
+from pruning.latency_model import LatencyModel, measure_widths
 from pruning.methods.dcp_schedules import Selector, joint_schedule, stagewise_schedule
 from pruning.mixed_ranking import MixedRanking
 from pruning.models import build_model, input_shape, model_names, paper_groups
@@ -66,6 +68,8 @@ __all__ = [
     "ImageSplit",
     "Kept",
     "Latency",
+    "LatencyModel",
+    "Measure",
     "MixedRanking",
     "ModelSpec",
     "NestedRanking",
@@ -107,6 +111,7 @@ __all__ = [
     "load_weights",
     "measure_latency",
     "measure_sensitivity",
+    "measure_widths",
     "model_names",
     "observe",
     "paper_groups",

@@ -59,7 +59,7 @@ class Ladder:
 
     def at_least(self, wish: Mapping[str, float]) -> Integers:
         """Return the lowest state that is nowhere below the wished widths, or else at the top."""
-        return np.minimum((self._widths < self._column(wish)).sum(axis=1), self.top)
+        return np.asarray(np.minimum((self._widths < self._column(wish)).sum(axis=1), self.top))
 
     def nearest(self, wish: Mapping[str, float]) -> Integers:
         """Return the nearest state; half-way the narrower one."""
@@ -67,7 +67,7 @@ class Ladder:
 
     def widths(self, states: Integers) -> Integers:
         """Return the widths at states `[…, groups]`, in the same shape."""
-        return self._widths[np.arange(len(self.names)), states]
+        return np.asarray(self._widths[np.arange(len(self.names)), states])
 
     def named(self, state: Integers) -> dict[str, int]:
         """Return the widths of one state by group name."""
