@@ -104,7 +104,9 @@ def known_ranking(inputs: Inputs, criterion: CriterionSpec, placement: Auxiliary
     """Return what `ranking_for` returns if it only has to be read."""
     placement = seen_placement(inputs.experiment, criterion, placement)
     known = inputs.rankings.get(ranking_key(criterion, placement))
-    return known or cache_of(inputs).find(_ranking_path(inputs, criterion, placement), load_ranking)
+    if known is not None:
+        return known
+    return cache_of(inputs).find(_ranking_path(inputs, criterion, placement), load_ranking)
 
 
 def rank_ahead(
