@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copyreg
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class PruningError(ValueError):
@@ -15,6 +17,9 @@ class UnknownNameError(PruningError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         super().__init__(f"unknown {kind} '{name}'{suggest(name, known)}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return copyreg.__newobj__, (type(self), *self.args)  # type: ignore[attr-defined]  # from the message alone
 
 
 class OptionError(PruningError):

@@ -201,6 +201,8 @@ class Experiment(Section):
     latency: LatencySpec = LatencySpec()
     tracking: Tracking = Tracking()
     storage: Path = Path("sweeps")
+    cache_gib: Annotated[float, Field(ge=0)] = 10.0
+    """How much rankings and heads may take in the storage's `cache`; those used least recently go first."""
 
     @field_validator("model", "data", mode="before")
     @classmethod

@@ -20,6 +20,7 @@ from pruning import (
     ModelSpec,
     Ranking,
     build_model,
+    hash_weights,
     paper_groups,
     set_weights,
 )
@@ -82,6 +83,11 @@ class Inputs:
     def searched(self) -> ChannelGroups:
         """The groups whose widths are searched."""
         return self.groups.only(searched_groups(self.experiment, self.groups))
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """16 hex digits of the weights."""
+        return hash_weights(self.weights)
 
     @cached_property
     def _template(self) -> nn.Module:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning import (
+    ALLOCATIONS,
     AuxiliaryLosses,
     AuxiliaryPlacement,
     ChannelGroups,
@@ -34,7 +35,8 @@ from pruning import (
 from search.config import Experiment
 from search.errors import ExperimentError
 from search.inputs import Baseline, Inputs, Say, searched_groups, silent
-from search.rankings import rank_all
+from search.rankings import rank_all, rank_by_weights
+from search.sections import AllocationSpec
 from search.space import Space
 from search.trial import latency_ms
 
@@ -69,6 +71,26 @@ def prepare(experiment: Experiment, say: Say = silent, check: Callable[[ChannelG
     """Load or train the baseline, measure it, find its groups and rank their channels; see `prepare_unranked`."""
     inputs = prepare_unranked(experiment, say, check)
     return replace(inputs, rankings=rank_all(inputs, say))
+
+
+def prepare_ahead(experiment: Experiment, say: Say = silent) -> Inputs:
+    """Prepare what takes no images to rank, and refuse what shows without the rest: limits that no trial can meet.
+
+    Raises:
+        SearchError, PruningError: as for `prepare_unranked`.
+    """
+    inputs = prepare_unranked(experiment, say)
+    inputs = replace(inputs, rankings=rank_by_weights(inputs, say))
+    rules = experiment.search.allocation
+    blind = tuple(rule for rule in rules if rule.name == "searched" or not _looks_at_ranking(rule))
+    if blind:
+        search = experiment.search.model_copy(update={"allocation": blind})
+        space_of(replace(inputs, experiment=experiment.model_copy(update={"search": search})))
+    return inputs
+
+
+def _looks_at_ranking(rule: AllocationSpec) -> bool:
+    return ALLOCATIONS.build(rule.name, **rule.options).looks_at_ranking
 
 
 def prepare_unranked(

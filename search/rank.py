@@ -19,7 +19,7 @@ from search.errors import SearchError, SweepError
 from search.figures import plot_agreement, plot_sensitivity
 from search.inputs import Inputs, Say, silent
 from search.prepare import prepare_unranked
-from search.rankings import is_ranked, rank_ahead, ranking_for
+from search.rankings import known_ranking, rank_ahead, ranking_for
 from search.sensitivity import Curves, curves_for
 
 WIDTHS = "30%,50%,70%"
@@ -109,10 +109,10 @@ def rank_by(
     placement = placement_of(inputs)
     made: dict[str, Ranking] = {}
     usable = {label: spec for label, spec in specs.items() if not skip or _takes(spec, label, say)}
-    known = {label for label, spec in usable.items() if is_ranked(inputs, spec, placement)}
+    known = {label for label, spec in usable.items() if known_ranking(inputs, spec, placement) is not None}
     _stream(inputs, usable, say)
     for label, spec in sorted(usable.items(), key=lambda item: _needs_data(item[1])):
-        start, ready = time.perf_counter(), is_ranked(inputs, spec, placement)
+        start, ready = time.perf_counter(), known_ranking(inputs, spec, placement) is not None
         try:
             made[label] = ranking_for(inputs, spec, placement, say)
         except PruningError as error:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import uuid
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from filelock import FileLock
 from torch import Tensor, nn
 
 from pruning import (
@@ -18,16 +14,13 @@ from pruning import (
     CRITERIA,
     AuxiliaryLosses,
     AuxiliaryPlacement,
-    CheckpointError,
     CriterionSpec,
     MixedRanking,
     Policy,
     Ranking,
-    RankingError,
     Selector,
     StreamingCriterion,
     fine_tune,
-    hash_weights,
     load_ranking,
     load_weights,
     rank_together,
@@ -35,21 +28,25 @@ from pruning import (
     stagewise_schedule,
     train_heads,
 )
+from search.cache import Cache, key_of
 from search.inputs import Inputs, Say, ranking_key, seen_placement, silent
 from search.rules import prior_criterion, rules_ahead
-
-T = TypeVar("T")
 
 BATCH = 128
 """Images that a criterion sees at a time; DCP makes a step on each batch."""
 
+SUFFIX = ".safetensors"
 
-def rank_all(inputs: Inputs, say: Say = silent) -> dict[str, Ranking]:
-    """Return the rankings that trials can ask for, by key, as far as they are needed before the trials are.
+Wanted = tuple[CriterionSpec, AuxiliaryPlacement | None]
+"""What is ranked by, and the auxiliary losses that it sees."""
+
+
+def wanted_ahead(inputs: Inputs) -> dict[str, Wanted]:
+    """Return what trials can ask for as far as it is needed before the trials are, by key.
 
     A ranking that depends on auxiliary losses is made when the first trial asks for it, where and while others run;
     unless a rule for the widths looks at it, which is asked before. A rule that looks at a criterion of its own has it
-    ranked like the others. Those by feature maps share one pass.
+    ranked like the others.
     """
     asked = inputs.experiment.search
     rules = [ALLOCATIONS.build(rule.name, **rule.options) for rule in rules_ahead(inputs.experiment)]
@@ -58,17 +55,30 @@ def rank_all(inputs: Inputs, say: Say = silent) -> dict[str, Ranking]:
     criteria = [(criterion, looking) for criterion in asked.criterion]
     criteria += [(rule.ranked_by, True) for rule in rules if rule.ranked_by is not None]
     criteria += [] if prior is None else [(prior, True)]
-    some = AuxiliaryPlacement(positions=1)
-    blind = [one for one, _ in criteria if seen_placement(inputs.experiment, one, some) is None]
-    rank_ahead(inputs, blind, None, say)
-    rankings: dict[str, Ranking] = {}
+    wanted: dict[str, Wanted] = {}
     for criterion, early in criteria:
-        for placement in [None] if criterion in blind else asked.auxiliary.known(len(inputs.blocks)):
+        blind = seen_placement(inputs.experiment, criterion, AuxiliaryPlacement(positions=1)) is None
+        for placement in [None] if blind else asked.auxiliary.known(len(inputs.blocks)):
             seen = seen_placement(inputs.experiment, criterion, placement)
-            key = ranking_key(criterion, seen)
-            if key not in rankings and (early or seen is None):
-                rankings[key] = ranking_for(inputs, criterion, seen, say)
-    return rankings
+            if early or seen is None:
+                wanted.setdefault(ranking_key(criterion, seen), (criterion, seen))
+    return wanted
+
+
+def rank_all(inputs: Inputs, say: Say = silent) -> dict[str, Ranking]:
+    """Return the rankings that are needed before the trials, by key; those by feature maps share one pass."""
+    wanted = wanted_ahead(inputs)
+    rank_ahead(inputs, [criterion for criterion, seen in wanted.values() if seen is None], None, say)
+    return {key: ranking_for(inputs, criterion, seen, say) for key, (criterion, seen) in wanted.items()}
+
+
+def rank_by_weights(inputs: Inputs, say: Say = silent) -> dict[str, Ranking]:
+    """Return those of `rank_all` that take neither images nor heads, and so no time."""
+    return {
+        key: ranking_for(inputs, criterion, None, say)
+        for key, (criterion, seen) in wanted_ahead(inputs).items()
+        if seen is None and not CRITERIA.build(criterion.name, **criterion.options).needs_data
+    }
 
 
 def ranking_for(
@@ -84,17 +94,15 @@ def ranking_for(
     known = inputs.rankings.get(ranking_key(criterion, placement))
     if known is not None:
         return known
-    path = _ranking_path(inputs, criterion, placement)
 
-    def make() -> Ranking:
+    def make(draft: Path) -> Ranking:
         behind = "" if placement is None else f", auxiliary losses at {placement}"
         say(f"ranking channels by {criterion.name}{behind}")
         ranking = _rank(inputs, criterion, placement, say)
-        if hasattr(ranking, "save"):
-            _write(path, ranking.save)
+        _save(ranking, draft)
         return ranking
 
-    return _once(path, load_ranking, make)
+    return cache_of(inputs).once(_ranking_path(inputs, criterion, placement), load_ranking, make)
 
 
 def policy_ranking(inputs: Inputs, policy: Policy) -> Ranking:
@@ -109,11 +117,13 @@ def policy_ranking(inputs: Inputs, policy: Policy) -> Ranking:
     return MixedRanking({name: made[policy.criterion_of(name)] for name in policy.widths})
 
 
-def is_ranked(inputs: Inputs, criterion: CriterionSpec, placement: AuxiliaryPlacement | None) -> bool:
-    """Return whether `ranking_for` has the ranking already, and only reads it."""
+def known_ranking(inputs: Inputs, criterion: CriterionSpec, placement: AuxiliaryPlacement | None) -> Ranking | None:
+    """Return what `ranking_for` returns if it only has to be read."""
     placement = seen_placement(inputs.experiment, criterion, placement)
-    known = ranking_key(criterion, placement) in inputs.rankings
-    return known or _stored(_ranking_path(inputs, criterion, placement), load_ranking) is not None
+    known = inputs.rankings.get(ranking_key(criterion, placement))
+    if known is not None:
+        return known
+    return cache_of(inputs).find(_ranking_path(inputs, criterion, placement), load_ranking)
 
 
 def rank_ahead(
@@ -127,13 +137,16 @@ def rank_ahead(
     Raises:
         PruningError: as for `ranking_for`; nothing of the pass is kept.
     """
+    cache = cache_of(inputs)
     seen = placement if inputs.experiment.auxiliary.schedule == "joint" else None  # no such criterion sees the losses
-    built = {_ranking_path(inputs, spec, seen): (spec, CRITERIA.build(spec.name, **spec.options)) for spec in criteria}
-    paths = sorted(path for path, (_, criterion) in built.items() if isinstance(criterion, StreamingCriterion))
-    with ExitStack() as locks:
-        for path in paths:  # always in the same order: no two processes wait for each other
-            locks.enter_context(_locked(path))
-        missing = {path.stem: path for path in paths if _stored(path, load_ranking) is None}
+    built = {
+        _ranking_path(inputs, spec, seen): (spec, CRITERIA.build(spec.name, **spec.options))
+        for spec in criteria
+        if ranking_key(spec, seen) not in inputs.rankings
+    }
+    paths = [path for path, (_, criterion) in built.items() if isinstance(criterion, StreamingCriterion)]
+    with cache.locked(*paths):
+        missing = {path.stem: path for path in sorted(paths) if cache.find(path, load_ranking) is None}
         if len(missing) < 2:
             return ()
         specs = tuple(built[path][0] for path in missing.values())
@@ -141,8 +154,7 @@ def rank_ahead(
         network, auxiliary = _subject(inputs, seen, say)
         streaming = {name: built[path][1] for name, path in missing.items()}
         for name, ranking in rank_together(streaming, network, inputs.searched, _batches(inputs), auxiliary).items():
-            if hasattr(ranking, "save"):
-                _write(missing[name], ranking.save)
+            cache.fill(missing[name], partial(_save, ranking))
     return specs
 
 
@@ -169,13 +181,12 @@ def with_heads(inputs: Inputs, placement: AuxiliaryPlacement, say: Say = silent)
     trained: nn.Module = auxiliary.heads
     if spec.schedule == "joint":
         trained = nn.ModuleDict({"network": network, "heads": auxiliary.heads})
-    path = _cache(inputs, "auxiliary") / f"{_heads_hash(inputs, placement)}.safetensors"
 
     def read(path: Path) -> nn.Module:
         load_weights(trained, path)
         return trained
 
-    def make() -> nn.Module:
+    def make(draft: Path) -> nn.Module:
         say(f"training auxiliary heads at {placement} on the frozen network")
         where: dict[str, Any] = {"device": inputs.device, "seed": inputs.experiment.search.seed}
         for epoch in train_heads(network, auxiliary, inputs.data.train, spec.heads, **where):
@@ -185,10 +196,11 @@ def with_heads(inputs: Inputs, placement: AuxiliaryPlacement, say: Say = silent)
             for epoch in fine_tune(network, inputs.data.train, spec.fine_tuning, auxiliary=auxiliary, **where):
                 say(f"  epoch {epoch.epoch}/{spec.fine_tuning.epochs}: loss {epoch.loss:.3f}")
         trained.cpu()
-        _write(path, lambda draft: save_weights(trained, draft))
+        save_weights(trained, draft)
         return trained
 
-    _once(path, read, make)
+    cache = cache_of(inputs)
+    cache.once(cache.path("auxiliary", _heads_key(inputs, placement), SUFFIX), read, make)
     return network.cpu().eval(), auxiliary
 
 
@@ -229,6 +241,12 @@ def _subject(
     return network.to(inputs.device), auxiliary
 
 
+def _save(ranking: Ranking, draft: Path) -> None:
+    """Write a ranking of a kind that can be."""
+    if hasattr(ranking, "save"):
+        ranking.save(draft)
+
+
 def _batches(inputs: Inputs) -> list[tuple[Tensor, Tensor]]:
     """Return the training images that criteria look at."""
     train, asked = inputs.data.train, inputs.experiment.search
@@ -236,72 +254,39 @@ def _batches(inputs: Inputs) -> list[tuple[Tensor, Tensor]]:
     return list(split.batches(BATCH, device=inputs.device))
 
 
-# ── one file a key ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── keys ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _once(path: Path, read: Callable[[Path], T], make: Callable[[], T]) -> T:
-    """Return what lies at `path`, or make it; only one process makes it, the others wait and read."""
-    with _locked(path):
-        stored = _stored(path, read)
-        return make() if stored is None else stored
-
-
-def _locked(path: Path) -> FileLock:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    locks = path.parent.parent / "locks"
-    locks.mkdir(exist_ok=True)
-    return FileLock(locks / f"{path.name}.lock")
-
-
-def _stored(path: Path, read: Callable[[Path], T]) -> T | None:
-    """Return what lies at `path`; None for what was torn by a crash or is another version's: it is made again."""
-    try:
-        return read(path) if path.exists() else None
-    except (RankingError, CheckpointError):
-        return None
-
-
-def _write(path: Path, save: Callable[[Path], None]) -> None:
-    draft = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.draft")
-    save(draft)
-    draft.replace(path)
-
-
-def _cache(inputs: Inputs, kind: str) -> Path:
-    return inputs.experiment.storage / "cache" / kind
+def cache_of(inputs: Inputs) -> Cache:
+    """Return the cache of the experiment's storage."""
+    return Cache(inputs.experiment.storage / "cache", inputs.experiment.cache_gib)
 
 
 def _ranking_path(inputs: Inputs, spec: CriterionSpec, placement: AuxiliaryPlacement | None) -> Path:
-    return _cache(inputs, "rankings") / f"{spec.name}-{_ranking_hash(inputs, spec, placement)}.safetensors"
+    return cache_of(inputs).path("rankings", f"{spec.name}-{_ranking_key(inputs, spec, placement)}", SUFFIX)
 
 
-def cache_path(
-    inputs: Inputs, spec: CriterionSpec, placement: AuxiliaryPlacement | None, kind: str, parts: list[Any]
-) -> Path:
-    """Return where something lies that was computed from a ranking and from `parts`, without suffix."""
+def derived_key(inputs: Inputs, spec: CriterionSpec, placement: AuxiliaryPlacement | None, parts: list[Any]) -> str:
+    """Return the key of something that is computed from a ranking and from `parts`."""
     placement = seen_placement(inputs.experiment, spec, placement)
-    return _cache(inputs, kind) / f"{spec.name}-{_hash([_ranking_hash(inputs, spec, placement), *parts])}"
+    return f"{spec.name}-{key_of([_ranking_key(inputs, spec, placement), *parts])}"
 
 
-def _ranking_hash(inputs: Inputs, spec: CriterionSpec, placement: AuxiliaryPlacement | None) -> str:
+def _ranking_key(inputs: Inputs, spec: CriterionSpec, placement: AuxiliaryPlacement | None) -> str:
     experiment, searched = inputs.experiment, inputs.searched
-    parts: list[Any] = [ranking_key(spec), hash_weights(inputs.weights), inputs.groups.signature, sorted(searched)]
+    parts: list[Any] = [ranking_key(spec), inputs.weights_hash, inputs.groups.signature, sorted(searched)]
     if CRITERIA.build(spec.name, **spec.options).needs_data:
         parts += [inputs.data.fingerprint, experiment.search.ranking_images, experiment.search.seed]
     if placement is not None:
-        parts += [placement.weight, _heads_hash(inputs, placement), experiment.auxiliary.model_dump(mode="json")]
-    return _hash(parts)
+        parts += [placement.weight, _heads_key(inputs, placement), experiment.auxiliary.model_dump(mode="json")]
+    return key_of(parts)
 
 
-def _heads_hash(inputs: Inputs, placement: AuxiliaryPlacement) -> str:
+def _heads_key(inputs: Inputs, placement: AuxiliaryPlacement) -> str:
     """Return the key of trained heads; without fine-tuning their weight in the loss plays no part."""
     spec, experiment = inputs.experiment.auxiliary, inputs.experiment
-    parts = [hash_weights(inputs.weights), inputs.model.model_dump(), inputs.data.fingerprint, experiment.search.seed]
+    parts = [inputs.weights_hash, inputs.model.model_dump(), inputs.data.fingerprint, experiment.search.seed]
     parts += [placement.model_dump(mode="json", exclude={"weight"}), spec.heads.model_dump(mode="json")]
     if spec.schedule == "joint":
         parts += [placement.weight, spec.fine_tuning.model_dump(mode="json")]
-    return _hash(parts)
-
-
-def _hash(parts: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return key_of(parts)

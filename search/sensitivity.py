@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from pruning import AuxiliaryPlacement, CriterionSpec, measure_sensitivity
 from search.asked import width_at
 from search.inputs import Inputs, Say, silent
-from search.rankings import cache_path, ranked_network, ranking_for
+from search.rankings import cache_of, derived_key, ranked_network, ranking_for
 
 BATCH = 256
 """Images that run at a time; the numbers hardly depend on it."""
@@ -32,7 +32,7 @@ def curves_for(
     """Cut one searched group at a time by a criterion, and measure each network; batch norm is recalibrated.
 
     Each measurement is kept in the cache folder as it comes: whoever asks again, or for more shares, gets those that
-    are known from there.
+    are known from there, and waits for those that another process measures.
 
     Args:
         inputs: the network, and the images: training images recalibrate, validation images measure.
@@ -44,20 +44,22 @@ def curves_for(
     ranking = ranking_for(inputs, criterion, placement, say)
     recipe = inputs.experiment.recipe
     setting = [inputs.data.fingerprint, recipe.recalibration_images, recipe.augment, inputs.experiment.search.seed]
-    path = cache_path(inputs, criterion, placement, "sensitivity", setting).with_suffix(".jsonl")
-    known, groups = dict(_read(path)), inputs.searched
+    cache, groups = cache_of(inputs), inputs.searched
+    path = cache.path("sensitivity", derived_key(inputs, criterion, placement, setting), ".jsonl")
     asked = {name: sorted({width_at(share, group) for share in shares}) for name, group in groups.items()}
-    missing = [name for name, widths in asked.items() if any((name, width) not in known for width in widths)]
-    new = [share for share in shares if any((name, width_at(share, groups[name])) not in known for name in missing)]
-    if missing:
-        network = ranked_network(inputs, criterion, placement).to(inputs.device)
-        batches = _recalibration_batches(inputs), list(inputs.data.val.batches(BATCH, device=inputs.device))
-        chosen = groups.only(missing)
-        for found in measure_sensitivity(network, chosen, ranking, *batches, new):
-            known[found.group, found.width] = found.accuracy
-            _append(path, found.group, found.width, found.accuracy)
-            if found.width == asked[found.group][-1]:
-                say(f"  [{missing.index(found.group) + 1}/{len(missing)}] {found.group}")
+    with cache.locked(path):
+        known = cache.find(path, _read) or {}
+        missing = [name for name, widths in asked.items() if any((name, width) not in known for width in widths)]
+        new = [share for share in shares if any((name, width_at(share, groups[name])) not in known for name in missing)]
+        if missing:
+            network = ranked_network(inputs, criterion, placement).to(inputs.device)
+            batches = _recalibration_batches(inputs), list(inputs.data.val.batches(BATCH, device=inputs.device))
+            for found in measure_sensitivity(network, groups.only(missing), ranking, *batches, new):
+                known[found.group, found.width] = found.accuracy
+                _append(path, found.group, found.width, found.accuracy)
+                if found.width == asked[found.group][-1]:
+                    say(f"  [{missing.index(found.group) + 1}/{len(missing)}] {found.group}")
+            cache.tidy()
     return {name: [(width, known[name, width]) for width in widths] for name, widths in asked.items()}
 
 
@@ -72,15 +74,17 @@ def _recalibration_batches(inputs: Inputs) -> list[tuple[Tensor, Tensor]]:
 
 
 def _append(path: Path, group: str, width: int, accuracy: float) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(f"\n{json.dumps([group, width, accuracy])}")  # the line break in front ends a line that was torn
 
 
-def _read(path: Path) -> Iterator[tuple[tuple[str, int], float]]:
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+def _read(path: Path) -> dict[tuple[str, int], float]:
+    """Return what was measured, by group and width."""
+    known = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             group, width, accuracy = json.loads(line)
         except ValueError:
             continue
-        yield (group, width), accuracy
+        known[group, width] = accuracy
+    return known

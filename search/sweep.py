@@ -21,15 +21,17 @@ from ray import tune
 
 from pruning import Policy, PruningError
 from search.config import EXPERIMENT, Experiment, load_experiment
+from search.counts import Counts, Event, append_events, counting, counting_into, read_events
 from search.errors import SweepError, SweepInterruptedError
 from search.figures import front_markdown, front_page, front_table, plot_front, write_front_csv
 from search.guide import guide_of
 from search.inputs import Inputs, Say, silent
 from search.launching import check_resources, ray_session
 from search.pareto import front
-from search.prepare import prepare, space_of
+from search.prepare import prepare_ahead, space_of
 from search.progress import LiveView
 from search.results import Metrics, State, TrialRecord
+from search.sharing import Shared, received, share
 from search.space import Space
 from search.starts import make_starts
 from search.study import Proposal, StudySearcher, create_study, enqueue, load_records
@@ -38,6 +40,7 @@ from search.trial import run_trial
 from search.units import percent, short_count
 
 BASELINE, WIDTHS, TUNE, SNAPSHOTS, LOCK = "baseline.json", "widths.json", "tune", "snapshots", "sweep.lock"
+SHARED, EVENTS = "shared.json", "shared.jsonl"
 
 
 @dataclass(frozen=True)
@@ -75,13 +78,13 @@ def run_sweep(experiment: Experiment, *, say: Say = silent, address: str = "loca
     if folder.exists():
         raise SweepError(f"sweep {folder}: exists; resume it, or give the sweep another name with --set name=…")
     check_resources(experiment, address)
-    inputs = prepare(experiment, say)
-    space = space_of(inputs)
-    starts = make_starts(experiment, space, say)
-    with ray_session(experiment, address):
-        _create(folder, experiment, inputs, starts)
+    events: list[Event] = []
+    with counting(events.append), _prepared(experiment, address, say) as (inputs, shared):
+        space = space_of(inputs)
+        _create(folder, experiment, inputs, make_starts(experiment, space, say))
         with _alone(folder):
-            return _launch(inputs, space, folder, say, live=live)
+            append_events(folder / EVENTS, events)
+            return _launch(inputs, shared, space, folder, say, live=live)
 
 
 def resume_sweep(folder: Path, *, say: Say = silent, address: str = "local", live: bool = True) -> Sweep:
@@ -123,9 +126,8 @@ def extend_sweep(folder: Path, trials: int, *, say: Say = silent, address: str =
 
 def _go_on(sweep: Sweep, say: Say, address: str, *, live: bool) -> Sweep:
     check_resources(sweep.experiment, address)
-    inputs = prepare(sweep.experiment, say)
-    with ray_session(sweep.experiment, address):
-        return _launch(inputs, space_of(inputs), sweep.folder, say, live=live)
+    with counting_into(sweep.folder / EVENTS), _prepared(sweep.experiment, address, say) as (inputs, shared):
+        return _launch(inputs, shared, space_of(inputs), sweep.folder, say, live=live)
 
 
 def _more(folder: Path) -> str:
@@ -156,6 +158,14 @@ def _portable(experiment: Experiment) -> Experiment:
     return experiment.model_copy(update={"data": data, "weights": weights, "storage": experiment.storage.resolve()})
 
 
+@contextmanager
+def _prepared(experiment: Experiment, address: str, say: Say) -> Iterator[tuple[Inputs, Shared]]:
+    """Make what trials share, for as long as Ray runs; what can be refused without Ray is refused before it starts."""
+    inputs = prepare_ahead(experiment, say)
+    with ray_session(experiment, address):
+        yield share(inputs, say)
+
+
 def _create(folder: Path, experiment: Experiment, inputs: Inputs, starts: Sequence[Proposal]) -> None:
     folder.mkdir(parents=True)
     study = create_study(folder, experiment)
@@ -180,7 +190,7 @@ def _alone(folder: Path) -> Iterator[None]:
 # ── launching ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _launch(inputs: Inputs, space: Space, folder: Path, say: Say, *, live: bool) -> Sweep:
+def _launch(inputs: Inputs, shared: Shared, space: Space, folder: Path, say: Say, *, live: bool) -> Sweep:
     experiment, baseline = inputs.experiment, inputs.baseline.to_dict()
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
@@ -192,11 +202,13 @@ def _launch(inputs: Inputs, space: Space, folder: Path, say: Say, *, live: bool)
     watcher = _Watcher(searcher, tracker, view)
     with tracker:
         tracker.start(baseline, inputs.groups.widths)
-        with view:
-            _fit(_tuner(inputs, folder, searcher, watcher))
+        with view, counting_into(folder / EVENTS):
+            _fit(_tuner(inputs, shared, folder, searcher, watcher))
         sweep = Sweep(experiment, folder, baseline, inputs.groups.widths, searcher.records())
         if any(record.counts for record in sweep.records):
             tracker.sweep_ended(summary(sweep), write_front(sweep))
+    counts = Counts(read_events(folder / EVENTS))
+    (folder / SHARED).write_text(counts.to_json() + "\n", encoding="utf-8")
     missing = len(sweep.records) < experiment.search.trials
     if missing and searcher.exhausted:
         say(f"note: the space has hardly another policy: {len(sweep.records)} of {experiment.search.trials} trials")
@@ -205,6 +217,7 @@ def _launch(inputs: Inputs, space: Space, folder: Path, say: Say, *, live: bool)
         raise SweepInterruptedError(f"sweep {folder}: interrupted; go on with: {again}")
     if not sweep.front:
         raise SweepError(_why_none(sweep))
+    say(f"shared work: {counts}")
     if left := tracker.left:
         send = f"prunesearch sync {shlex.quote(str(folder))}"
         say(f"MLflow is not reachable: {left} entries wait in {folder}; send them with: {send}")
@@ -229,10 +242,10 @@ def write_front(sweep: Sweep) -> dict[str, Path]:
     return files
 
 
-def _tuner(inputs: Inputs, folder: Path, searcher: StudySearcher, watcher: tune.Callback) -> tune.Tuner:
+def _tuner(inputs: Inputs, shared: Shared, folder: Path, searcher: StudySearcher, watcher: tune.Callback) -> tune.Tuner:
     resources, search = inputs.experiment.resources, inputs.experiment.search
     place = {"cpu": resources.cpus, "gpu": resources.gpus}
-    trainable = tune.with_resources(tune.with_parameters(_train, inputs=inputs), place)
+    trainable = tune.with_resources(tune.with_parameters(_train, shared=shared), place)
     storage = folder.resolve()
     run = tune.RunConfig(
         storage_path=str(storage),
@@ -261,8 +274,9 @@ def _fit(tuner: tune.Tuner) -> None:
         tuner.fit()
 
 
-def _train(config: dict[str, Any], inputs: Inputs) -> None:
+def _train(config: dict[str, Any], shared: Shared) -> None:
     """Run one trial in a worker; what it raises becomes its result, so that Tune repeats lost workers only."""
+    inputs = received(shared)
     torch.set_num_threads(inputs.experiment.resources.threads)
     policy = Policy.from_json(config["policy"])
 
@@ -274,7 +288,8 @@ def _train(config: dict[str, Any], inputs: Inputs) -> None:
         tune.report(metrics.to_dict())
 
     try:
-        run_trial(policy, inputs, report, _read(snapshot))
+        with counting_into(inputs.experiment.folder / EVENTS):
+            run_trial(policy, inputs, report, _read(snapshot))
     except PruningError as error:
         tune.report({"error": str(error)})
     except Exception:

@@ -17,6 +17,7 @@ IMPORTERS = {
         "search.prepare",
         "search.launching",
         "search.compare",
+        "search.sharing",
     ),
     "mlflow": ("search.tracking", "search.model_registry"),
     "optuna": ("search.study", "search.space", "search.figures"),

@@ -161,7 +161,7 @@ def trial_steps(inputs: Inputs, folder: Path, earlier: int) -> list[Step]:
         return cut(inputs.network(), check=False)
 
     return [
-        Step("receive what trials share", lambda _: pickle.loads(pickled)),
+        Step("receive what trials share", lambda _: pickle.loads(pickled), counts=False),  # once a worker
         Step("build the network, load its weights", lambda _: network_with(inputs.model, inputs.weights)),
         Step("copy the network", lambda _: inputs.network()),
         Step("cut, with the check", lambda network: cut(network, check=True), inputs.network),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self, runtime_checkable
@@ -138,7 +139,14 @@ class TensorSplit:
         return len(self.labels)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_moved": {}}
+        """Travel as arrays, which processes of one machine can share; whoever gets them so may not write to them."""
+        return {"images": self.images.numpy(), "labels": self.labels.numpy(), "pixels": self.pixels}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            images, labels = torch.from_numpy(state["images"]), torch.from_numpy(state["labels"])
+        self.__dict__.update(images=images, labels=labels, pixels=state["pixels"], _moved={})
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

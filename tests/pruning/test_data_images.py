@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -170,6 +171,21 @@ def test_a_gpu_gives_the_batches_of_the_cpu():
         assert torch.equal(labels.cpu(), expected_labels)
         # division may round differently in the last place
         assert torch.allclose(images.cpu(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_split_out_of_shared_memory_is_not_copied_and_gives_the_same_batches():
+    split, buffers = make_split(), []
+    sent = pickle.dumps(split, protocol=5, buffer_callback=buffers.append)
+    memory = [memoryview(bytes(buffer.raw())) for buffer in buffers]  # bytes cannot be written to
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)  # not just the first time
+    arrived = pickle.loads(sent, buffers=memory)
+    torch.set_warn_always(before)
+    assert arrived.images.data_ptr() == np.frombuffer(memory[0], np.uint8).ctypes.data
+    for one, other in zip(split.batches(4, device="cpu"), arrived.batches(4, device="cpu"), strict=True):
+        assert torch.equal(one[0], other[0])
+        assert torch.equal(one[1], other[1])
 
 
 def test_the_bytes_move_to_a_device_once_and_the_copy_is_not_pickled():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 import textwrap
 from pathlib import Path
@@ -137,3 +138,9 @@ def test_options_that_fit_pass_and_nothing_is_called():
 def test_what_has_no_signature_is_no_function_of_the_users():
     with pytest.raises(OptionError, match="model 'x': expected a Python function or class, got <class 'dict'>"):
         check_options("model 'x'", dict, {})
+
+
+@pytest.mark.parametrize("error", [DataError("images: none"), UnknownNameError("shape", "squar", ["square"])])
+def test_a_mistake_comes_back_from_another_process_as_it_was(error):
+    found = pickle.loads(pickle.dumps(error))
+    assert (type(found), str(found)) == (type(error), str(error))

@@ -89,7 +89,7 @@ def test_the_key_ignores_where_it_runs_and_nothing_else(file):
         return cell.key
 
     plain = key()
-    assert key(storage="elsewhere", resources={"threads": 2}, tracking={"enabled": False}) == plain
+    assert key(storage="elsewhere", cache_gib=1, resources={"threads": 2}, tracking={"enabled": False}) == plain
     assert len({plain, key(recipe={"epochs": 2}), key(weights="x.th"), key(data="digits")}) == 4
 
 

@@ -65,7 +65,7 @@ def test_the_example_of_the_readme_means_what_it_says(tmp_path):
 def test_what_the_readme_calls_a_default_is_one(tmp_path):
     text = re.search(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
     shown, default = load(tmp_path, text), parse_experiment(SMALL, tmp_path)
-    for name in ("objectives", "resources", "latency", "tracking", "storage"):
+    for name in ("objectives", "resources", "latency", "tracking", "storage", "cache_gib"):
         assert getattr(shown, name) == getattr(default, name), name
     named = ("trials", "concurrent", "sampler", "seed", "groups", "widths", "criterion_per", "start", "surrogate")
     for name in named:
@@ -333,6 +333,7 @@ def test_a_misspelt_name_is_told_with_the_nearest(tmp_path, text, place, nearest
         ("objectives: [accuracy, macs, macs]", "objectives: expected distinct names"),
         ("objectives: [accuracy, flops]", "objectives.1: .*'latency_ms', got 'flops'"),
         ("resources: {gpus: -1}", "resources.gpus: .*got -1"),
+        ("cache_gib: -1", "cache_gib: .*got -1"),
         ("data: 3", "data: .*got 3"),
         ("1: 2", "1: .*got 1"),
     ],

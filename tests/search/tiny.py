@@ -1,11 +1,14 @@
 """A network and images so small that a trial takes a tenth of a second; named as `tiny:network` in experiments."""
 
 import os
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from pruning import load_data
 from search.config import parse_experiment
 
 
@@ -74,6 +77,53 @@ class Mortal(Network):
         return super().forward(images)
 
 
+class Bound(Network):
+    """Runs in one process; elsewhere it sleeps for a minute, or takes the process with it."""
+
+    def __init__(self, classes, home, sleeps):
+        super().__init__(classes, 1, (8, 16))
+        self.home, self.sleeps = home, sleeps
+
+    def forward(self, images):
+        if os.getpid() != self.home:
+            if not self.sleeps:
+                os._exit(1)
+            time.sleep(60)
+        return super().forward(images)
+
+
+class Bare(nn.Module):
+    """A convolution without a norm: a group, `first`, that not every criterion can rank."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.first, self.classifier = nn.Conv2d(1, 8, 3), nn.Linear(8, classes)
+
+    def forward(self, images):
+        return self.classifier(self.first(images).relu().mean(dim=(2, 3)))
+
+
+class Noted:
+    """A split that writes down which process read it from the object store."""
+
+    def __init__(self, split, log):
+        self.split, self.log = split, log
+
+    def __len__(self):
+        return len(self.split)
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        with Path(self.log).open("a") as file:
+            file.write(f"{os.getpid()}\n")
+
+    def batches(self, *args, **options):
+        return self.split.batches(*args, **options)
+
+    def subset(self, count, seed):
+        return self.split.subset(count, seed)
+
+
 def network(num_classes=10, channels=1, widths=(8, 16)):
     return Network(num_classes, channels, widths)
 
@@ -88,6 +138,19 @@ def fragile(num_classes=10):
 
 def mortal(num_classes=10, grave=""):
     return Mortal(num_classes, grave)
+
+
+def bound(num_classes=10, home=0, sleeps=False):
+    return Bound(num_classes, home, sleeps)
+
+
+def bare(num_classes=10):
+    return Bare(num_classes)
+
+
+def noted(log, **options):
+    data = load_data("digits", **options)
+    return replace(data, train=Noted(data.train, log))
 
 
 def experiment(folder, **sections):

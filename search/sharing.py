@@ -1,0 +1,167 @@
+"""What trials share, in Ray's object store: inputs and rankings once each; rankings that are missing, made in tasks."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+import torch
+
+from pruning import CRITERIA, PruningError, Ranking, StreamingCriterion
+from search.counts import Event, counting, note
+from search.errors import SearchError, SweepError
+from search.inputs import Inputs, Say, ranking_key, silent
+from search.rankings import Wanted, known_ranking, rank_ahead, rank_all, ranking_for, wanted_ahead
+
+Job = list[Wanted]
+"""What one task ranks by; several criteria share a pass over the images."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """References to what lies in the object store: inputs without rankings, and rankings by key."""
+
+    unranked: ray.ObjectRef[Any]
+    rankings: ray.ObjectRef[Any]
+
+    @property
+    def key(self) -> str:
+        """Tells it from everything that is shared otherwise; holds nothing in the object store."""
+        return self.unranked.hex() + self.rankings.hex()
+
+
+def share(inputs: Inputs, say: Say = silent) -> tuple[Inputs, Shared]:
+    """Rank what has to be ranked before the trials, and put what they share into the object store.
+
+    Returns:
+        The inputs with rankings, and where trials find them; see `received`.
+
+    Raises:
+        SearchError, PruningError: as for `rank_in_tasks`.
+    """
+    unranked = ray.put(replace(inputs, rankings={}))
+    rankings = rank_in_tasks(inputs, unranked, say)
+    return replace(inputs, rankings=rankings), Shared(unranked, ray.put(rankings))
+
+
+_last: tuple[str, Inputs] | None = None
+
+
+def received(shared: Shared) -> Inputs:
+    """Return what the driver shared. A worker reads it for its first trial and keeps it for the next ones.
+
+    It lies in memory that other processes see and that cannot be written to, as far as it is images.
+    """
+    global _last
+    if _last is None or _last[0] != shared.key:
+        _last = None  # of an earlier sweep
+        unranked, rankings = ray.get([shared.unranked, shared.rankings])
+        _last = shared.key, replace(unranked, rankings=rankings)
+    return _last[1]
+
+
+# ── rankings ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What a task made, by key, what it said, and what it made or found of what is shared."""
+
+    rankings: dict[str, Ranking]
+    said: list[str]
+    events: list[Event]
+    seconds: float
+
+
+def rank_in_tasks(inputs: Inputs, unranked: ray.ObjectRef[Any], say: Say = silent) -> dict[str, Ranking]:
+    """Return what `rank_all` returns; what is missing is ranked in tasks, as many at once as there are resources for.
+
+    One that is missing alone is made here. A task gets the resources of a trial.
+
+    Args:
+        inputs: what is ranked, with the rankings that are there already.
+        unranked: the same in the object store.
+        say: told of every task, when it ends.
+
+    Raises:
+        SearchError, PruningError: what a ranking raises; the other tasks are ended.
+        SweepError: the processes of a task died.
+    """
+    wanted = wanted_ahead(inputs)
+    known = {key: found for key, one in wanted.items() if (found := known_ranking(inputs, *one)) is not None}
+    jobs = _jobs({key: one for key, one in wanted.items() if key not in known})
+    if len(jobs) < 2:
+        return rank_all(replace(inputs, rankings=known), say)
+    say(f"ranking channels in {len(jobs)} tasks")
+    resources = inputs.experiment.resources
+    task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=resources.retries)(_attempt)
+    with _ended_by_error({task.remote(unranked, job): job for job in jobs}) as running:
+        for number, answer in enumerate(_answers(running), start=1):
+            for line in answer.said:
+                say(line)
+            say(f"  [{number}/{len(jobs)}] {answer.seconds:.1f} s")
+            for kind, key, made in answer.events:
+                note(kind, key, made=made)
+            known |= answer.rankings
+    return {key: known[key] for key in wanted}
+
+
+def _jobs(missing: Mapping[str, Wanted]) -> list[Job]:
+    """Split what is missing: criteria by feature maps of the same network are one job, each other one is its own."""
+    passes: dict[str, Job] = defaultdict(list)
+    for key, (criterion, seen) in missing.items():
+        streams = isinstance(CRITERIA.build(criterion.name, **criterion.options), StreamingCriterion)
+        passes[f"pass {seen}" if streams else key].append((criterion, seen))
+    return list(passes.values())
+
+
+def _attempt(inputs: Inputs, job: Job) -> _Answer | PruningError | SearchError:
+    """Rank in a task; a mistake comes back as it is, for Ray would wrap it."""
+    torch.set_num_threads(inputs.experiment.resources.threads)
+    start, said, events = time.perf_counter(), list[str](), list[Event]()
+    try:
+        with counting(events.append):
+            rankings = _rank(inputs, job, said.append)
+    except (PruningError, SearchError) as error:
+        return error
+    return _Answer(rankings, said, events, time.perf_counter() - start)
+
+
+def _rank(inputs: Inputs, job: Job, say: Say) -> dict[str, Ranking]:
+    if len(job) > 1:
+        rank_ahead(inputs, [criterion for criterion, _ in job], job[0][1], say)
+    return {ranking_key(criterion, seen): ranking_for(inputs, criterion, seen, say) for criterion, seen in job}
+
+
+def _answers(running: dict[ray.ObjectRef[Any], Job]) -> Iterator[_Answer]:
+    """Yield what tasks answer as they end, and forget them."""
+    while running:
+        (done,), _ = ray.wait(list(running))
+        job = running.pop(done)
+        try:
+            answer = ray.get(done)
+        except ray.exceptions.RayTaskError:  # raised in the task: a bug, with its traceback
+            raise
+        except ray.exceptions.RayError as error:
+            names = ", ".join(criterion.name for criterion, _ in job)
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise SweepError(f"ranking by {names}: {reason}") from None
+        if isinstance(answer, Exception):
+            raise answer
+        yield answer
+
+
+@contextmanager
+def _ended_by_error(running: dict[ray.ObjectRef[Any], Job]) -> Iterator[dict[ray.ObjectRef[Any], Job]]:
+    """End the tasks that still run if anything is raised, Ctrl-C included."""
+    try:
+        yield running
+    except BaseException:
+        for task in running:
+            ray.cancel(task, force=True)
+        raise
