@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -34,9 +34,12 @@ EXPERIMENT = "experiment.yaml"
 COMPARE = "compare"
 """The key under which a file lists the settings that it compares."""
 
-PATHS = ("weights", "storage", "data.options.root")
+PATHS = ("weights", "storage", "data.options.root")  # and what search.start names
 TAKEN = ("baselines", "cache", "mlflow-artifacts", "mlflow.db")
 """What lies beside the sweeps."""
+
+PAPERS = "papers"
+"""Among what is tried first: the papers' own rules."""
 
 Objective = Literal["accuracy", "macs", "params", "latency_ms"]
 Sampler = Literal["random", "nsga2", "nsga3", "tpe", "gp"]
@@ -61,7 +64,7 @@ class SearchSpace(Section):
     )
     criterion_per: Literal["network", "stage", "group"] = "network"
     """Whether one criterion is drawn for all groups, or one for each."""
-    start: Annotated[tuple[str, ...], BeforeValidator(listed)] = ("papers",)
+    start: Annotated[tuple[str, ...], BeforeValidator(listed)] = (PAPERS,)
     """What is tried first: `papers`, rules by name, policy files, folders of sweeps; an empty list is nothing."""
     surrogate: SurrogateSpec = SurrogateSpec()
     auxiliary: AuxiliarySpace = AuxiliarySpace()
@@ -122,6 +125,16 @@ class SearchSpace(Section):
         listed_ = [rule for rule in self.allocation if rule.name != "searched"]
         return tuple(listed_ if self.widths.around is None else [*listed_, self.widths.around])
 
+    @property
+    def start_paths(self) -> tuple[Path, ...]:
+        """The policy files and sweeps' folders among what is tried first."""
+        return tuple(Path(item) for item in self.start if _is_path(item))
+
+    def with_start_paths(self, change: Callable[[Path], Path]) -> SearchSpace:
+        """Return the same with other paths of what is tried first."""
+        start = (str(change(Path(item))) if _is_path(item) else item for item in self.start)
+        return self.model_copy(update={"start": tuple(start)})
+
     @field_validator("recipe")
     @classmethod
     def _fits_recipe(cls, value: dict[str, Span | list[Any]]) -> dict[str, Span | list[Any]]:
@@ -136,6 +149,10 @@ class SearchSpace(Section):
             for item in values:
                 Recipe.model_validate({field: item})
         return value
+
+
+def _is_path(start: str) -> bool:
+    return start != PAPERS and start not in ALLOCATIONS.names()
 
 
 class Resources(Section):
@@ -319,7 +336,8 @@ def parse_experiment(tree: dict[str, Any], base: Path = Path()) -> Experiment:
     if isinstance(options.get("root"), str):
         options["root"] = str(base / Path(options["root"]).expanduser())
     data = experiment.data.model_copy(update={"options": options})
-    return experiment.model_copy(update={**paths, "data": data})
+    search = experiment.search.with_start_paths(lambda path: base / path.expanduser())
+    return experiment.model_copy(update={**paths, "data": data, "search": search})
 
 
 def assign(tree: dict[str, Any], place: str, value: Any, why: str) -> None:

@@ -84,7 +84,10 @@ def prepare_ahead(experiment: Experiment, say: Say = silent) -> Inputs:
     rules = experiment.search.allocation
     blind = tuple(rule for rule in rules if rule.name == "searched" or not _looks_at_ranking(rule))
     if blind:
-        search = experiment.search.model_copy(update={"allocation": blind})
+        widths = experiment.search.widths
+        if widths.around is not None and _looks_at_ranking(widths.around):
+            widths = widths.model_copy(update={"around": None})
+        search = experiment.search.model_copy(update={"allocation": blind, "widths": widths})
         space_of(replace(inputs, experiment=experiment.model_copy(update={"search": search})))
     return inputs
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pruning import ALLOCATIONS, CriterionSpec
-from search.config import Experiment
+from search.config import PAPERS, Experiment
+from search.errors import ExperimentError
 from search.sections import AllocationSpec
 
-PAPERS = "papers"
 PAPER_RULES = (
     AllocationSpec(name="uniform"),
     AllocationSpec(name="hsic_lasso"),
@@ -16,6 +16,18 @@ PAPER_RULES = (
 """CCP's soft labels: a network that knows its images by heart has hardly a gradient without."""
 
 ADAPTIVE = AllocationSpec(name="adaptive")
+
+
+def check_start(experiment: Experiment) -> None:
+    """Refuse what is to be tried first and is not there.
+
+    Raises:
+        ExperimentError: what is neither a rule nor a path.
+    """
+    for path in experiment.search.start_paths:
+        if not path.exists():
+            rules = ", ".join((PAPERS, *ALLOCATIONS.names()))
+            raise ExperimentError(f"search.start: expected {rules}, a policy's file or a sweep's folder, got '{path}'")
 
 
 def start_rules(experiment: Experiment) -> tuple[AllocationSpec, ...]:

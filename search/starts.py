@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pruning import ALLOCATIONS, CriterionSpec, Policy, PruningError, load_policy
+from pruning import CriterionSpec, Policy, PruningError, load_policy
 from search.config import EXPERIMENT, Experiment, load_experiment
 from search.errors import ExperimentError, SearchError
 from search.inputs import Say, silent
 from search.pareto import front
-from search.rules import ADAPTIVE, PAPERS, start_rules
+from search.rules import ADAPTIVE, check_start, start_rules
 from search.sections import AllocationSpec
 from search.space import Space
 from search.study import Proposal, load_records
@@ -62,14 +62,8 @@ def _criterion(experiment: Experiment, rule: AllocationSpec, number: int) -> Cri
 
 
 def _given(experiment: Experiment, space: Space) -> Iterator[Proposal]:
-    known = (PAPERS, *ALLOCATIONS.names())
-    for item in experiment.search.start:
-        if item in known:
-            continue
-        path = Path(item)
-        if not path.exists():
-            rules = ", ".join(known)
-            raise ExperimentError(f"search.start: expected {rules}, a policy's file or a sweep's folder, got '{item}'")
+    check_start(experiment)
+    for path in experiment.search.start_paths:
         for name, policy in _policies(path):
             try:
                 policy.check(space.all_groups)

@@ -31,6 +31,7 @@ from search.pareto import front
 from search.prepare import prepare_ahead, space_of
 from search.progress import LiveView
 from search.results import Metrics, State, TrialRecord
+from search.rules import check_start
 from search.sharing import Shared, received, share
 from search.space import Space
 from search.starts import make_starts
@@ -78,6 +79,7 @@ def run_sweep(experiment: Experiment, *, say: Say = silent, address: str = "loca
     if folder.exists():
         raise SweepError(f"sweep {folder}: exists; resume it, or give the sweep another name with --set name=…")
     check_resources(experiment, address)
+    check_start(experiment)  # refuses what is not there before anything is ranked
     events: list[Event] = []
     with counting(events.append), _prepared(experiment, address, say) as (inputs, shared):
         space = space_of(inputs)
@@ -155,7 +157,9 @@ def _portable(experiment: Experiment) -> Experiment:
         options["root"] = str(Path(options["root"]).resolve())
     weights = None if experiment.weights is None else experiment.weights.resolve()
     data = experiment.data.model_copy(update={"options": options})
-    return experiment.model_copy(update={"data": data, "weights": weights, "storage": experiment.storage.resolve()})
+    search = experiment.search.with_start_paths(Path.resolve)
+    places = {"weights": weights, "storage": experiment.storage.resolve()}
+    return experiment.model_copy(update={**places, "data": data, "search": search})
 
 
 @contextmanager
