@@ -269,7 +269,7 @@ class Experiment(Section):
     @property
     def measures_latency(self) -> bool:
         """Whether trials measure latency."""
-        return "latency_ms" in (*self.objectives, *self.constraints)
+        return "latency_ms" in (*self.objectives, *self.constraints, self.search.budget.of)
 
     def to_yaml(self) -> str:
         """Return the experiment as YAML that `load_experiment` reads back."""

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
+from pruning import CostModel, LatencyModel, QuadraticRanking, Ranking, SensitivityRanking
 from search.config import Experiment
+from search.inputs import Inputs, ranking_key, seen_placement
 from search.results import TrialRecord
+from search.rules import prior_criterion
 from search.space import Space
 from search.study import Proposal
-from search.surrogate import Surrogate, observations_of
+from search.surrogate import Ladder, Prior, Surrogate, observations_of
+
+Integers = NDArray[np.int64]
+Vector = NDArray[np.float64]
 
 BATCH = 4
 """For how many of its proposals the surrogate is fitted once."""
@@ -46,23 +55,55 @@ class SurrogateGuide:
     def _proposals(self, batch: int, records: Sequence[TrialRecord]) -> list[Proposal]:
         self._surrogate.fit(observations_of(records))
         low, high = self._space.shares
+        scale = self._space.budget.full / (1000 if self._space.budget.of == "latency_ms" else 1)  # from µs
         found = self._surrogate.propose(
             BATCH,
-            low=low * self._space.budget.full,
-            high=high * self._space.budget.full,
+            low=low * scale,
+            high=high * scale,
+            budget=self._space.budget.of,
             candidates=self._search.surrogate.candidates,
             seed=self._search.seed + batch,
         )
         specs = {spec.name: spec for spec in reversed(self._search.criterion)}
-        policies = [self._space.policy_of(each.widths, specs[each.criterion]) for each in found]
+        policies = [self._space.policy_of(dict(each.widths), specs[each.criterion]) for each in found]
         return [Proposal("surrogate", self._space.near(policy), policy.widths) for policy in policies]
 
 
 def guide_of(inputs: Inputs, space: Space) -> SurrogateGuide | None:
     """Return who proposes beside the sampler of an experiment; nobody where it asks for none or searches no widths."""
-    spec = prior_criterion(inputs.experiment)
+    experiment = inputs.experiment
+    spec = prior_criterion(experiment)
     if spec is None:
         return None
-    placement = next(iter(inputs.experiment.search.auxiliary.known(len(inputs.blocks))), None)
-    ranking = inputs.rankings[ranking_key(spec, seen_placement(inputs.experiment, spec, placement))]
-    raise NotImplementedError(ranking)
+    placement = next(iter(experiment.search.auxiliary.known(len(inputs.blocks))), None)
+    ranking = inputs.rankings[ranking_key(spec, seen_placement(experiment, spec, placement))]
+    objectives = [name for name in experiment.objectives if name != "latency_ms" or inputs.latency is not None]
+    surrogate = Surrogate(
+        Ladder.of(space.groups, inputs.cost, space.least, round_to=experiment.search.widths.round_to),
+        list(dict.fromkeys(criterion.name for criterion in experiment.search.criterion)),
+        objectives if len(objectives) > 1 else ["accuracy", "macs"],
+        inputs.baseline.to_dict(),
+        _prior(ranking),
+        {} if inputs.latency is None else {"latency_ms": _Milliseconds(inputs.latency, inputs.cost, space)},
+    )
+    return SurrogateGuide(experiment, space, surrogate)
+
+
+def _prior(ranking: Ranking) -> Prior:
+    if isinstance(ranking, SensitivityRanking):
+        return Prior.of_curves(ranking)
+    assert isinstance(ranking, QuadraticRanking)
+    return Prior.of_quadratic(ranking)
+
+
+class _Milliseconds:
+    """Predicted latency of widths of the searched groups, `[policies, searched groups]`."""
+
+    def __init__(self, model: LatencyModel, cost: CostModel, space: Space) -> None:
+        self._model, self._full = model, cost.widths
+        self._columns = [cost.groups.index(name) for name in space.groups]
+
+    def __call__(self, widths: Integers) -> Vector:
+        of_all = np.tile(self._full, (len(widths), 1))
+        of_all[:, self._columns] = widths
+        return self._model.microseconds(of_all) / 1000

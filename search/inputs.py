@@ -17,6 +17,7 @@ from pruning import (
     CostModel,
     CriterionSpec,
     ImageData,
+    LatencyModel,
     ModelSpec,
     Ranking,
     build_model,
@@ -61,6 +62,7 @@ class Inputs:
         blocks: the modules behind which auxiliary losses can sit, in their order; empty where none are asked for.
         rankings: by `ranking_key`, each computed once; those that are missing are made when they are asked for.
         device: where trials run.
+        latency: predicts the latency of widths, where budgets are of it.
     """
 
     experiment: Experiment
@@ -74,6 +76,7 @@ class Inputs:
     blocks: tuple[str, ...] = ()
     rankings: Mapping[str, Ranking] = field(default_factory=dict)
     device: str = "cpu"
+    latency: LatencyModel | None = None
 
     def network(self) -> nn.Module:
         """Return a new copy of the baseline network, on the CPU, in eval mode."""

@@ -35,6 +35,7 @@ from pruning import (
 from search.config import Experiment
 from search.errors import ExperimentError
 from search.inputs import Baseline, Inputs, Say, searched_groups, silent
+from search.latencies import with_latency_model
 from search.rankings import rank_all, rank_by_weights
 from search.sections import AllocationSpec
 from search.space import Space
@@ -69,7 +70,7 @@ def device_for(experiment: Experiment) -> str:
 
 def prepare(experiment: Experiment, say: Say = silent, check: Callable[[ChannelGroups], None] = anything) -> Inputs:
     """Load or train the baseline, measure it, find its groups and rank their channels; see `prepare_unranked`."""
-    inputs = prepare_unranked(experiment, say, check)
+    inputs = with_latency_model(prepare_unranked(experiment, say, check), say)
     return replace(inputs, rankings=rank_all(inputs, say))
 
 
@@ -79,7 +80,7 @@ def prepare_ahead(experiment: Experiment, say: Say = silent) -> Inputs:
     Raises:
         SearchError, PruningError: as for `prepare_unranked`.
     """
-    inputs = prepare_unranked(experiment, say)
+    inputs = with_latency_model(prepare_unranked(experiment, say), say)
     inputs = replace(inputs, rankings=rank_by_weights(inputs, say))
     rules = experiment.search.allocation
     blind = tuple(rule for rule in rules if rule.name == "searched" or not _looks_at_ranking(rule))
@@ -136,7 +137,9 @@ def prepare_unranked(
 def space_of(inputs: Inputs) -> Space:
     """Return the searched space of an experiment."""
     searched = searched_groups(inputs.experiment, inputs.groups)
-    return Space(inputs.experiment, inputs.groups, inputs.cost, searched, inputs.rankings, inputs.blocks)
+    return Space(
+        inputs.experiment, inputs.groups, inputs.cost, searched, inputs.rankings, inputs.blocks, inputs.latency
+    )
 
 
 def blocks_for(experiment: Experiment, network: nn.Module, example: Tensor) -> tuple[str, ...]:

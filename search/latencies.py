@@ -1,0 +1,67 @@
+"""The model of the latency: some networks between the narrowest and the full one, measured once on a device."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pruning import LatencyModel, PruningError, measure_widths
+from search.cache import key_of
+from search.inputs import Inputs, Say, silent
+from search.rankings import cache_of
+
+NETWORKS = 40
+
+
+def with_latency_model(inputs: Inputs, say: Say = silent) -> Inputs:
+    """Return the inputs with a model of the latency where budgets are of latency, else as they are.
+
+    It is fitted once for each network, device, batch size and number of threads.
+
+    Raises:
+        PruningError: a network that cannot be cut or measured.
+    """
+    asked = inputs.experiment
+    if asked.search.budget.of != "latency_ms":
+        return inputs
+    device = torch.cuda.get_device_name() if inputs.device == "cuda" else platform.processor() or platform.machine()
+    parts: list[Any] = [
+        inputs.model.model_dump(),
+        inputs.groups.signature,
+        sorted(inputs.searched),
+        list(inputs.example.shape),
+    ]
+    parts += [asked.latency.model_dump(), asked.search.widths.round_to, device, torch.get_num_threads(), NETWORKS]
+    cache = cache_of(inputs)
+
+    def read(path: Path) -> LatencyModel:
+        try:
+            return LatencyModel.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except PruningError as error:
+            raise ValueError(str(error)) from None
+
+    def make(path: Path) -> LatencyModel:
+        say(f"measuring the latency of {NETWORKS} networks")
+        model = _fit(inputs)
+        path.write_text(json.dumps(model.to_dict()), encoding="utf-8")
+        return model
+
+    model = cache.once(cache.path("latencies", key_of(parts), ".json"), read, make)
+    say(f"latency model: median error {model.error:.1%}")
+    return replace(inputs, latency=model)
+
+
+def _fit(inputs: Inputs) -> LatencyModel:
+    spec, cost = inputs.experiment.latency, inputs.cost
+    network = inputs.network().to(inputs.device)
+    images = torch.zeros((spec.batch, *inputs.example.shape[1:]), device=inputs.device)
+    step = inputs.experiment.search.widths.round_to
+    widths, milliseconds = measure_widths(
+        network, inputs.searched, cost, images, count=NETWORKS, repeats=spec.repeats, round_to=step
+    )
+    return LatencyModel.fit(cost, widths, milliseconds)
