@@ -29,6 +29,7 @@ from search.pareto import front
 from search.prepare import prepare, space_of
 from search.progress import LiveView
 from search.results import Metrics, State, TrialRecord
+from search.scheduler import scheduler_of
 from search.space import Space
 from search.study import StudySearcher, create_study, load_records
 from search.tracking import Tracker
@@ -155,7 +156,7 @@ def _launch(inputs: Inputs, space: Space, folder: Path, say: Say, *, live: bool)
         say(f"note: {note.message}")
     tracker = Tracker(folder, experiment)
     view = LiveView(experiment.search.trials, baseline, experiment.objectives, live=live)
-    watcher = _Watcher(searcher, tracker, view)
+    watcher = _Watcher(folder, searcher, tracker, view)
     with tracker:
         tracker.start(baseline, inputs.groups.widths)
         with view:
@@ -206,6 +207,7 @@ def _tuner(inputs: Inputs, folder: Path, searcher: StudySearcher, watcher: tune.
     )
     how = tune.TuneConfig(
         search_alg=searcher,
+        scheduler=scheduler_of(inputs.experiment, inputs.baseline.to_dict(), searcher.records()),
         num_samples=search.trials,
         max_concurrent_trials=search.concurrent,
         reuse_actors=True,
@@ -228,8 +230,7 @@ def _train(config: dict[str, Any], inputs: Inputs) -> None:
     """Run one trial in a worker; what it raises becomes its result, so that Tune repeats lost workers only."""
     torch.set_num_threads(inputs.experiment.resources.threads)
     policy = Policy.from_json(config["policy"])
-
-    snapshot = inputs.experiment.folder / SNAPSHOTS / f"trial-{config['number']}.pt"
+    snapshot = _snapshot(inputs.experiment.folder, config["number"])
 
     def report(metrics: Metrics, state: Callable[[], dict[str, Any]]) -> None:
         if 0 < metrics.epoch < policy.recipe.epochs:
@@ -237,12 +238,19 @@ def _train(config: dict[str, Any], inputs: Inputs) -> None:
         tune.report(metrics.to_dict())
 
     try:
-        run_trial(policy, inputs, report, _read(snapshot))
+        resume = _read(snapshot)
+        if resume is not None:
+            tune.report(resume["metrics"])  # the driver may have died before it heard of them
+        run_trial(policy, inputs, report, resume)
     except PruningError as error:
         tune.report({"error": str(error)})
     except Exception:
         tune.report({"error": traceback.format_exc()})
-    snapshot.unlink(missing_ok=True)
+
+
+def _snapshot(folder: Path, number: int) -> Path:
+    """Return where a trial writes what it needs to go on; the driver removes it once the trial has ended."""
+    return folder / SNAPSHOTS / f"trial-{number}.pt"
 
 
 def _write(state: dict[str, Any], snapshot: Path) -> None:
@@ -263,8 +271,8 @@ def _read(snapshot: Path) -> dict[str, Any] | None:
 class _Watcher(tune.Callback):
     """Tells the tracker and the live view what happens; runs in the driver."""
 
-    def __init__(self, searcher: StudySearcher, tracker: Tracker, view: LiveView) -> None:
-        self._searcher, self._tracker, self._view = searcher, tracker, view
+    def __init__(self, folder: Path, searcher: StudySearcher, tracker: Tracker, view: LiveView) -> None:
+        self._folder, self._searcher, self._tracker, self._view = folder, searcher, tracker, view
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A trial was launched, or launched again."""
@@ -278,8 +286,9 @@ class _Watcher(tune.Callback):
             self._tracker.trial_reported(trial.config["number"], history[-1])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """A trial ended by itself."""
+        """A trial ended by itself, or was stopped early."""
         self._tracker.trial_ended(self._record(trial))
+        _snapshot(self._folder, trial.config["number"]).unlink(missing_ok=True)
         self._refresh()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
