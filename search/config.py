@@ -18,6 +18,7 @@ from search.sections import (
     BudgetSpace,
     DataSpec,
     Limit,
+    SchedulerSpec,
     Section,
     Span,
     SurrogateSpec,
@@ -51,6 +52,7 @@ class SearchSpace(Section):
     trials: Annotated[int, Field(ge=1)] = 24
     concurrent: Annotated[int, Field(ge=1)] = 2
     sampler: Sampler = "tpe"
+    scheduler: Annotated[SchedulerSpec, BeforeValidator(by_name)] = SchedulerSpec(name="none")
     seed: Annotated[int, Field(ge=0)] = 0
     groups: Annotated[tuple[str, ...], BeforeValidator(listed), Field(min_length=1)] = ("inner",)
     """Names or shell patterns of groups; `inner`, `coupled`, `all`, and `paper` for what the papers prune."""

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from pruning import explain
 from search.config import Objective
 from search.errors import SweepError
-from search.results import State, TrialRecord
+from search.results import Metrics, State, TrialRecord
 from search.sections import Limit
 from search.units import WORDS, percent, written
 
@@ -42,9 +42,18 @@ def comparable(records: Sequence[TrialRecord], objectives: Sequence[Objective]) 
 
 def _points(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> NDArray[np.float64]:
     """Return `[trials, objectives]`, every column to be minimised."""
-    signs = [-1.0 if name == "accuracy" else 1.0 for name in objectives]
-    rows = [[getattr(record.metrics, name) for name in objectives] for record in records]
-    return np.asarray(rows, dtype=np.float64).reshape(len(records), len(objectives)) * signs
+    rows = [point_of(record.metrics, objectives) for record in records if record.metrics is not None]
+    return np.asarray(rows, dtype=np.float64).reshape(len(records), len(objectives))
+
+
+def point_of(metrics: Metrics, objectives: Sequence[Objective]) -> tuple[float, ...]:
+    """Return what was measured of each objective, every value to be minimised.
+
+    Args:
+        metrics: with every objective in them.
+        objectives: their names.
+    """
+    return tuple(getattr(metrics, name) * (-1.0 if name == "accuracy" else 1.0) for name in objectives)
 
 
 def front(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:

@@ -164,6 +164,23 @@ class SurrogateSpec(Section):
     candidates: Annotated[int, Field(ge=1)] = 100_000
 
 
+class SchedulerSpec(Section):
+    """Which trials are stopped early.
+
+    Attributes:
+        name: `none` trains every trial to its end; `pareto_asha` stops those that are behind at a rung.
+        factor: one in so many trials goes on from a rung, and each rung has so many times the epochs of the one before.
+        first: the first rung's epoch; 0 is after the cut, and the next one is 1.
+    """
+
+    name: Literal["none", "pareto_asha"]
+    factor: Annotated[int, Field(ge=2)] = 3
+    first: Annotated[int, Field(ge=0)] = 0
+
+    def __str__(self) -> str:
+        return self.name if self.name == "none" else f"{self.name}(factor={self.factor}, first={self.first})"
+
+
 def listed(value: Any) -> Any:
     """Return a value as the only one of a list; a list as it stands."""
     return value if isinstance(value, (list, tuple)) else [value]

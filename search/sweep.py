@@ -32,6 +32,7 @@ from search.prepare import prepare_ahead, space_of
 from search.progress import LiveView
 from search.results import Metrics, State, TrialRecord
 from search.rules import check_start
+from search.scheduler import scheduler_of
 from search.sharing import Shared, received, share
 from search.space import Space
 from search.starts import make_starts
@@ -203,7 +204,7 @@ def _launch(inputs: Inputs, shared: Shared, space: Space, folder: Path, say: Say
         say(f"note: {note.message}")
     tracker = Tracker(folder, experiment)
     view = LiveView(experiment.search.trials, baseline, experiment.objectives, live=live)
-    watcher = _Watcher(searcher, tracker, view)
+    watcher = _Watcher(folder, searcher, tracker, view)
     with tracker:
         tracker.start(baseline, inputs.groups.widths)
         with view, counting_into(folder / EVENTS):
@@ -260,6 +261,7 @@ def _tuner(inputs: Inputs, shared: Shared, folder: Path, searcher: StudySearcher
     )
     how = tune.TuneConfig(
         search_alg=searcher,
+        scheduler=scheduler_of(inputs.experiment, inputs.baseline.to_dict(), searcher.records()),
         num_samples=search.trials,
         max_concurrent_trials=search.concurrent,
         reuse_actors=True,
@@ -283,8 +285,7 @@ def _train(config: dict[str, Any], shared: Shared) -> None:
     inputs = received(shared)
     torch.set_num_threads(inputs.experiment.resources.threads)
     policy = Policy.from_json(config["policy"])
-
-    snapshot = inputs.experiment.folder / SNAPSHOTS / f"trial-{config['number']}.pt"
+    snapshot = _snapshot(inputs.experiment.folder, config["number"])
 
     def report(metrics: Metrics, state: Callable[[], dict[str, Any]]) -> None:
         if 0 < metrics.epoch < policy.recipe.epochs:
@@ -292,13 +293,20 @@ def _train(config: dict[str, Any], shared: Shared) -> None:
         tune.report(metrics.to_dict())
 
     try:
+        resume = _read(snapshot)
+        if resume is not None:
+            tune.report(resume["metrics"])  # the driver may have died before it heard of them
         with counting_into(inputs.experiment.folder / EVENTS):
-            run_trial(policy, inputs, report, _read(snapshot))
+            run_trial(policy, inputs, report, resume)
     except PruningError as error:
         tune.report({"error": str(error)})
     except Exception:
         tune.report({"error": traceback.format_exc()})
-    snapshot.unlink(missing_ok=True)
+
+
+def _snapshot(folder: Path, number: int) -> Path:
+    """Return where a trial writes what it needs to go on; the driver removes it once the trial has ended."""
+    return folder / SNAPSHOTS / f"trial-{number}.pt"
 
 
 def _write(state: dict[str, Any], snapshot: Path) -> None:
@@ -319,8 +327,8 @@ def _read(snapshot: Path) -> dict[str, Any] | None:
 class _Watcher(tune.Callback):
     """Tells the tracker and the live view what happens; runs in the driver."""
 
-    def __init__(self, searcher: StudySearcher, tracker: Tracker, view: LiveView) -> None:
-        self._searcher, self._tracker, self._view = searcher, tracker, view
+    def __init__(self, folder: Path, searcher: StudySearcher, tracker: Tracker, view: LiveView) -> None:
+        self._folder, self._searcher, self._tracker, self._view = folder, searcher, tracker, view
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A trial was launched, or launched again."""
@@ -334,8 +342,9 @@ class _Watcher(tune.Callback):
             self._tracker.trial_reported(trial.config["number"], history[-1])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """A trial ended by itself."""
+        """A trial ended by itself, or was stopped early."""
         self._tracker.trial_ended(self._record(trial))
+        _snapshot(self._folder, trial.config["number"]).unlink(missing_ok=True)
         self._refresh()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:

@@ -195,6 +195,7 @@ def _asked(experiment: Experiment) -> dict[str, Any]:
         "objectives": ", ".join(experiment.objectives),
         "constraints": ", ".join(f"{name} {limit}" for name, limit in experiment.constraints.items()) or "none",
         "sampler": search.sampler,
+        "scheduler": search.scheduler,
         "trials": search.trials,
         "concurrent": search.concurrent,
         "seed": search.seed,

@@ -67,10 +67,19 @@ def test_what_the_readme_calls_a_default_is_one(tmp_path):
     shown, default = load(tmp_path, text), parse_experiment(SMALL, tmp_path)
     for name in ("objectives", "resources", "latency", "tracking", "storage", "cache_gib"):
         assert getattr(shown, name) == getattr(default, name), name
-    named = ("trials", "concurrent", "sampler", "seed", "groups", "widths", "criterion_per", "start", "surrogate")
-    for name in named:
+    named = ("trials", "concurrent", "sampler", "scheduler", "seed", "groups", "widths")
+    for name in (*named, "criterion_per", "start", "surrogate"):
         assert getattr(shown.search, name) == getattr(default.search, name), name
     assert shown.search.budget.within(0.1) == default.search.budget.within(0.1)
+
+
+def test_a_scheduler_is_a_name_or_a_name_with_options(tmp_path):
+    named = change(tmp_path, "search.scheduler=pareto_asha").search.scheduler
+    assert (named.name, named.factor, named.first) == ("pareto_asha", 3, 0)
+    short = "search.scheduler=pareto_asha", "search.scheduler.factor=2"
+    assert change(tmp_path, *short) == change(tmp_path, "search.scheduler={name: pareto_asha, factor: 2}")
+    experiment = change(tmp_path, *short)
+    assert load(tmp_path, experiment.to_yaml()).search.scheduler == experiment.search.scheduler
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda file: file.stem)
@@ -287,6 +296,9 @@ def test_a_misspelt_name_is_told_with_the_nearest(tmp_path, text, place, nearest
     ("text", "message"),
     [
         ("search: {sampler: cmaes}", "search.sampler: .*'nsga2', 'nsga3', 'tpe' or 'gp', got 'cmaes'"),
+        ("search: {scheduler: asha}", "search.scheduler.name: .*'none' or 'pareto_asha', got 'asha'"),
+        ("search: {scheduler: {factor: 2}}", "search.scheduler.name: "),
+        ("search: {scheduler: {name: pareto_asha, factor: 1}}", "search.scheduler.factor: .*equal to 2, got 1"),
         ("search: {trials: 0}", "search.trials: .*greater than or equal to 1, got 0"),
         ("search: {trials: 2.5}", "search.trials: .*got 2.5"),
         ("search: {groups: []}", "search.groups: .*at least 1"),
