@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -18,25 +17,12 @@ from rich.table import Table
 from rich.text import Text
 
 from search.config import Objective
-from search.pareto import front, hypervolume
 from search.results import Metrics, State, TrialRecord
+from search.standing import Standing
 from search.units import WORDS, percent, written
 
-ROWS, FAILURES, DRAWS_PER_SECOND = 10, 3, 2
+ROWS, DRAWS_PER_SECOND = 10, 2
 _COSTS: tuple[Objective, ...] = ("macs", "params", "latency_ms")
-
-
-@dataclass(frozen=True)
-class _Standing:
-    """How the sweep stands: trials that ended, on the front, and running ones."""
-
-    ended: tuple[TrialRecord, ...] = ()
-    front: tuple[TrialRecord, ...] = ()
-    hypervolume: float = 0.0
-    running: int = 0
-
-    def count(self, state: State) -> int:
-        return sum(record.state is state for record in self.ended)
 
 
 class LiveView:
@@ -61,7 +47,7 @@ class LiveView:
     ) -> None:
         self._total, self._baseline, self._objectives = total, baseline, tuple(objectives)
         self._console = console or Console(file=sys.stdout)
-        self._standing = _Standing()
+        self._standing, self._running = Standing(self._objectives, baseline), 0
         self._started, self._began = time.time(), time.monotonic()
         self._earlier: int | None = None
         self._told: set[int] = set()
@@ -80,11 +66,16 @@ class LiveView:
         if self._live is not None:
             self._live.start()
 
-    def update(self, records: Sequence[TrialRecord], running: int) -> None:
-        """Show how the sweep stands; trials that ended before the start are not told again."""
-        ended = tuple(record for record in records if record.state is not State.RUNNING)
-        dominated = hypervolume(ended, self._objectives, self._baseline)
-        self._standing = _Standing(ended, tuple(front(ended, self._objectives)), dominated, running)
+    def update(self, records: Iterable[TrialRecord], running: int) -> None:
+        """Show what is new; trials that were shown as ended, or ended before the start, are not told again.
+
+        Args:
+            records: the trials that have changed, the first time all of them; others do no harm.
+            running: how many run.
+        """
+        self._running = running
+        ended = [record for record in records if record.state is not State.RUNNING and record.number not in self._told]
+        self._standing = self._standing.plus(ended)
         if self._earlier is None:
             self._told = {record.number for record in ended if self._is_earlier(record)}
             self._earlier = len(self._told)
@@ -118,8 +109,7 @@ class LiveView:
 
     def panel(self) -> RenderableType:
         """Return the panel as it stands now."""
-        standing = self._standing
-        ended = len(standing.ended)
+        ended = self._standing.ended.total()
         bar = Table.grid(expand=True, padding=(0, 1))
         bar.add_column(ratio=1)
         bar.add_column(no_wrap=True)
@@ -130,12 +120,12 @@ class LiveView:
         return Panel(group, title="prunesearch", border_style="dim")
 
     def _counts(self) -> Iterator[Text]:
-        yield Text(f"{self._standing.running} running")
+        yield Text(f"{self._running} running")
         for state, style in ((State.FINISHED, ""), (State.STOPPED, ""), (State.FAILED, "red")):
-            if count := self._standing.count(state):
+            if count := self._standing.ended[state]:
                 yield Text(f"{count} {state.value}", style)
-        if beyond := sum(record.state is State.FINISHED and not record.feasible for record in self._standing.ended):
-            yield Text(f"{beyond} beyond the limits")
+        if self._standing.beyond:
+            yield Text(f"{self._standing.beyond} beyond the limits")
 
     def _is_earlier(self, record: TrialRecord) -> bool:
         return record.started is not None and record.started + record.seconds < self._started
@@ -144,7 +134,7 @@ class LiveView:
         if self._standing.front:
             yield f"front {len(self._standing.front)}"
             yield f"hypervolume {self._standing.hypervolume:.3f}"
-        ended = len(self._standing.ended)
+        ended = self._standing.ended.total()
         here, left = ended - (self._earlier or 0), self._total - ended
         if here > 0 and left > 0:
             yield f"ETA {_duration((time.monotonic() - self._began) / here * left)}"
@@ -195,7 +185,7 @@ class LiveView:
         return table
 
     def _failures(self) -> list[Text]:
-        failed = [record for record in self._standing.ended if record.state is State.FAILED][-FAILURES:]
+        failed = self._standing.failures
         lines = [Text(f"trial {record.number}: {record.error}", style="red", no_wrap=True) for record in failed]
         for line in lines:
             line.overflow = "ellipsis"

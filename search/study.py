@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 import optuna
@@ -25,14 +26,15 @@ from optuna.samplers import (
     RandomSampler,
     TPESampler,
 )
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 from ray.tune.search.searcher import Searcher
 
 from pruning import Policy
 from search.config import Experiment
 from search.errors import SearchError, SweepError
+from search.horizon import Horizon
+from search.journal import Journal, Storage
+from search.ledger import Ledger
 from search.measurement import bounds_of, excesses, one_line, read_metrics
 from search.results import Metrics, State, TrialRecord
 
@@ -40,9 +42,14 @@ JOURNAL = "study.journal"
 _POLICY, _TUNE_ID, _ERROR, _EPOCH = "policy", "tune_id", "error", "epoch:"
 _SOURCE, _WIDTHS, _TWIN = "source", "widths", "same_as"
 GP_TRIALS = 200
+NEWEST = 300
+"""Trials that the sampler sees besides the front."""
+
 _ATTEMPTS = 64
 """How many proposals in a row may be known policies before the space counts as searched through."""
 
+_Arguments = ParamSpec("_Arguments")
+_Answer = TypeVar("_Answer")
 _UNEXPLAINED = "raised an exception, or its worker died"
 _STATES = {
     TrialState.RUNNING: State.RUNNING,
@@ -116,15 +123,15 @@ def create_study(folder: Path, experiment: Experiment) -> optuna.Study:
     return study
 
 
-def open_study(folder: Path, experiment: Experiment) -> optuna.Study:
-    """Open the study of a sweep, to read or to go on.
+def open_study(folder: Path, experiment: Experiment, journal: Journal | None = None) -> optuna.Study:
+    """Open the study of a sweep, to read or to go on; with a journal of the folder, through it.
 
     Raises:
         SweepError: there is none, or it has other objectives.
     """
     if not (folder / JOURNAL).exists():
         raise SweepError(f"sweep {folder}: expected {JOURNAL}, found none")
-    storage = _storage(folder)
+    storage = _storage(folder, journal)
     if not storage.get_all_studies():
         raise SweepError(f"sweep {folder}: {JOURNAL} is empty; remove the folder and run the sweep again")
     with _quiet():
@@ -135,9 +142,8 @@ def open_study(folder: Path, experiment: Experiment) -> optuna.Study:
     return study
 
 
-def _storage(folder: Path) -> JournalStorage:
-    path = str(folder / JOURNAL)
-    return JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
+def _storage(folder: Path, journal: Journal | None = None) -> Storage:
+    return Storage(journal or Journal(folder / JOURNAL))
 
 
 def _sampler(experiment: Experiment, number: int) -> BaseSampler:
@@ -207,11 +213,13 @@ def load_records(folder: Path, experiment: Experiment) -> list[TrialRecord]:
 def records(study: optuna.Study) -> list[TrialRecord]:
     """Return every trial that has a policy, in the order of proposal, from the study alone."""
     explained = study.user_attrs
-    trials = study.get_trials(deepcopy=False)
-    return [_record(trial, explained) for trial in trials if _POLICY in trial.user_attrs and trial.state in _STATES]
+    found = (_record(trial, explained) for trial in study.get_trials(deepcopy=False))
+    return [record for record in found if record is not None]
 
 
-def _record(trial: FrozenTrial, explained: Mapping[str, Any]) -> TrialRecord:
+def _record(trial: FrozenTrial, explained: Mapping[str, Any]) -> TrialRecord | None:
+    if _POLICY not in trial.user_attrs or trial.state not in _STATES:
+        return None
     history, started, ended = _history(trial.user_attrs), trial.datetime_start, trial.datetime_complete
     alive = (ended - started).total_seconds() if started and ended else 0.0
     error = explained.get(f"{_ERROR}:{trial.number}", trial.user_attrs.get(_ERROR))
@@ -235,6 +243,19 @@ def _history(attributes: Mapping[str, Any]) -> tuple[Metrics, ...]:
 
 
 # ── Tune's searcher ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _at_once(
+    event: Callable[Concatenate[StudySearcher, _Arguments], _Answer],
+) -> Callable[Concatenate[StudySearcher, _Arguments], _Answer]:
+    """Write what an event says in one piece."""
+
+    @wraps(event)
+    def written(searcher: StudySearcher, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Answer:
+        with searcher.ledger.journal.at_once():
+            return event(searcher, *args, **kwargs)
+
+    return written
 
 
 class StudySearcher(Searcher):
@@ -269,31 +290,53 @@ class StudySearcher(Searcher):
         self._proposer = proposer
         self._guide = guide
         self._exhausted = False
-        self._policies: dict[str, int] | None = None  # fingerprint → number of the first trial that has it
+        self._policies: dict[str, int] = {}  # fingerprint → number of the first trial that has it
+        self._repeated = 0  # trials that were not launched: an earlier one has their policy
         self._bounds = bounds_of(experiment, baseline)
         self._needed = (*experiment.objectives, *experiment.constraints)
-        self._known: dict[str, int] = {}  # Tune's name → number
-        self._study: optuna.Study | None = None
+        self._known: dict[str, int] = {}  # Tune's name → number, of trials that have not ended
+        self._ledger: Ledger | None = None
         for note in _misfits(experiment, conditional=proposer.conditional):
             warnings.warn(f"search.sampler: {note}", stacklevel=2)
 
     @property
     def study(self) -> optuna.Study:
-        """The study, opened on first use."""
-        if self._study is None:
-            _drop_torn_line(self._folder / JOURNAL)
-            self._study = open_study(self._folder, self._experiment)
-        return self._study
+        """The study itself."""
+        return self.ledger.study
+
+    @property
+    def ledger(self) -> Ledger:
+        """What the study holds, kept up to date; opened on first use."""
+        if self._ledger is None:
+            journal = Journal(self._folder / JOURNAL)
+            study = open_study(self._folder, self._experiment, journal)
+            self._ledger = Ledger(study, journal, self._experiment.objectives, _record)
+            self._repeated = sum(_TWIN in trial.user_attrs for trial in self._ledger.trials)
+            for record in self._ledger.records():
+                self._policies.setdefault(record.policy.fingerprint, record.number)
+        return self._ledger
 
     def records(self) -> list[TrialRecord]:
         """Return every trial so far, in the order of proposal."""
-        return records(self.study)
+        return self.ledger.records()
 
     @property
     def exhausted(self) -> bool:
         """Whether only known policies were proposed at last: the space has no others, or hardly any."""
         return self._exhausted
 
+    def record(self, number: int) -> TrialRecord:
+        """Return one trial as it is now."""
+        return self.ledger.record(number)
+
+    @property
+    def running(self) -> int:
+        """How many trials run."""
+        return sum(
+            trial.state is TrialState.RUNNING and _POLICY in trial.user_attrs for trial in self.ledger.unfinished
+        )
+
+    @_at_once
     def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # Tune forgets FINISHED
         """Return the number, policy (JSON) and params of the next trial, or that all have been proposed.
 
@@ -325,16 +368,14 @@ class StudySearcher(Searcher):
 
     def _is_known(self, trial: Trial, policy: Policy) -> bool:
         """Return whether an earlier trial has the policy, and tell the study so; else the trial is the first."""
-        if self._policies is None:
-            kept = ((r.policy.fingerprint, r.number) for r in self.records())
-            self._policies = dict(reversed(list(kept)))
         first = self._policies.setdefault(policy.fingerprint, trial.number)
         if first == trial.number:
             if _POLICY not in trial.user_attrs:
                 trial.set_user_attr(_POLICY, policy.model_dump_json())
             return False
-        twin = self.study.get_trials(deepcopy=False)[first]
+        twin = self.ledger.trials[first]
         trial.set_user_attr(_TWIN, first)
+        self._repeated += 1
         if twin.state is TrialState.COMPLETE:
             for name, excess in twin.constraints.items():
                 trial.set_constraint(name, excess)
@@ -343,6 +384,7 @@ class StudySearcher(Searcher):
             self.study.tell(trial, state=TrialState.FAIL)
         return True
 
+    @_at_once
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Keep a measurement; what is none is judged when the trial ends."""
         trial = self._running(trial_id)
@@ -350,6 +392,7 @@ class StudySearcher(Searcher):
             with suppress(SearchError):
                 _keep(trial, read_metrics(result, self._needed))
 
+    @_at_once
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the study how a trial ended; only the first call for a trial counts."""
         trial = self._running(trial_id)
@@ -361,7 +404,9 @@ class StudySearcher(Searcher):
             self._fail(trial, str(fault))
         else:
             self._end(trial, metrics)
+        del self._known[trial_id]
 
+    @_at_once
     def explain_failure(self, trial_id: str, error: object) -> None:
         """Say why a trial failed: Tune's searchers hear only that it did, its callbacks hear why, and later.
 
@@ -369,7 +414,7 @@ class StudySearcher(Searcher):
             trial_id: Tune's name of the trial.
             error: an exception, or a text such as that of Tune's error file.
         """
-        for trial in self.study.get_trials(deepcopy=False):
+        for trial in self.ledger.trials:
             if trial.user_attrs.get(_TUNE_ID) == trial_id:
                 self.study.set_user_attr(f"{_ERROR}:{trial.number}", one_line(error))
 
@@ -382,39 +427,42 @@ class StudySearcher(Searcher):
         self._known = json.loads(Path(checkpoint_path).read_text(encoding="utf-8"))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_study": None}
+        return {**self.__dict__, "_ledger": None, "_policies": {}}
 
     def _next(self) -> Trial | None:
-        trials = self.study.get_trials(deepcopy=False)
-        known = set(self._known.values())
-        for trial in trials:
+        unfinished, known = self.ledger.unfinished, set(self._known.values())
+        for trial in unfinished:
             if trial.state is TrialState.RUNNING and trial.number not in known:
                 return self._again(trial)
-        asked = [trial for trial in trials if trial.state is not TrialState.WAITING]
-        if sum(_TWIN not in trial.user_attrs for trial in asked) >= self._experiment.search.trials:
+        waiting = sum(trial.state is TrialState.WAITING for trial in unfinished)
+        number = len(self.ledger) - waiting
+        if number - self._repeated >= self._experiment.search.trials:
             return None
-        number = len(asked)
-        if self._guide is not None and number == len(trials):  # nothing waits
+        if self._guide is not None and not waiting:
             found = self._guide.proposal(number, self.records())
             if found is not None:
                 enqueue(self.study, found)
-        self.study.sampler = _sampler(self._experiment, number)
+        self.study.sampler = self._sampler(number)
         proposed = self.study.ask()
         if isinstance(self.study.sampler, BaseGASampler):  # who was not sampled would be in no generation, nor a parent
-            self.study.sampler.get_trial_generation(self.study, self.study.get_trials(deepcopy=False)[proposed.number])
+            self.study.sampler.get_trial_generation(self.study, self.ledger.trials[proposed.number])
         return proposed
 
     def _again(self, lost: FrozenTrial) -> Trial:
         """Reopen a proposal. A copy put in the queue would be no parent for NSGA-II: only sampled trials are."""
-        self.study.sampler = _sampler(self._experiment, lost.number)
+        self.study.sampler = self._sampler(lost.number)
         return self._open(lost)
+
+    def _sampler(self, number: int) -> BaseSampler:
+        sampler = _sampler(self._experiment, number)
+        return Horizon(sampler, lambda: self.ledger.seen(NEWEST)) if isinstance(sampler, TPESampler) else sampler
 
     def _running(self, trial_id: str) -> Trial | None:
         """Return the trial of Tune's name if it has not ended yet."""
         number = self._known.get(trial_id)
         if number is None:
             return None
-        trial = self.study.get_trials(deepcopy=False)[number]
+        trial = self.ledger.trials[number]
         return self._open(trial) if trial.state is TrialState.RUNNING else None
 
     def _open(self, trial: FrozenTrial) -> Trial:
@@ -450,10 +498,3 @@ def _keep(trial: Trial, metrics: Metrics) -> None:
         if known.epoch > metrics.epoch:
             trial.set_user_attr(f"{_EPOCH}{known.epoch}", None)  # attributes cannot be removed
     trial.set_user_attr(f"{_EPOCH}{metrics.epoch}", metrics.to_dict())
-
-
-def _drop_torn_line(journal: Path) -> None:
-    """Drop a last line that a full disk or a power cut tore: the next one would be glued to it, and both lost."""
-    if journal.exists() and not (content := journal.read_bytes()).endswith(b"\n"):
-        with journal.open("r+b") as file:
-            file.truncate(content.rfind(b"\n") + 1)

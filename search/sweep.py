@@ -40,6 +40,7 @@ from search.study import Proposal, StudySearcher, create_study, enqueue, load_re
 from search.tracking import Tracker
 from search.trial import run_trial
 from search.units import percent, short_count
+from search.watcher import Watcher
 
 BASELINE, WIDTHS, TUNE, SNAPSHOTS, LOCK = "baseline.json", "widths.json", "tune", "snapshots", "sweep.lock"
 SHARED, EVENTS = "shared.json", "shared.jsonl"
@@ -204,7 +205,7 @@ def _launch(inputs: Inputs, shared: Shared, space: Space, folder: Path, say: Say
         say(f"note: {note.message}")
     tracker = Tracker(folder, experiment)
     view = LiveView(experiment.search.trials, baseline, experiment.objectives, live=live)
-    watcher = _Watcher(folder, searcher, tracker, view)
+    watcher = Watcher(searcher, tracker, view, forget=lambda number: _snapshot(folder, number).unlink(missing_ok=True))
     with tracker:
         tracker.start(baseline, inputs.groups.widths)
         with view, counting_into(folder / EVENTS):
@@ -322,47 +323,6 @@ def _read(snapshot: Path) -> dict[str, Any] | None:
         return None
     state: dict[str, Any] = torch.load(snapshot, weights_only=True, map_location="cpu")
     return state
-
-
-class _Watcher(tune.Callback):
-    """Tells the tracker and the live view what happens; runs in the driver."""
-
-    def __init__(self, folder: Path, searcher: StudySearcher, tracker: Tracker, view: LiveView) -> None:
-        self._folder, self._searcher, self._tracker, self._view = folder, searcher, tracker, view
-
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """A trial was launched, or launched again."""
-        self._tracker.trial_started(self._record(trial))
-        self._refresh()
-
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
-        """A trial measured something."""
-        history = self._record(trial).history
-        if history:
-            self._tracker.trial_reported(trial.config["number"], history[-1])
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """A trial ended by itself, or was stopped early."""
-        self._tracker.trial_ended(self._record(trial))
-        _snapshot(self._folder, trial.config["number"]).unlink(missing_ok=True)
-        self._refresh()
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """A trial's workers died more often than is allowed."""
-        told = Path(trial.error_file) if trial.error_file else None
-        reason = told.read_text() if told and told.exists() else "its worker died"
-        self._searcher.explain_failure(trial.trial_id, reason)
-        self.on_trial_complete(iteration, trials, trial)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-    def _record(self, trial: Any) -> TrialRecord:
-        return next(r for r in self._searcher.records() if r.number == trial.config["number"])
-
-    def _refresh(self) -> None:
-        records = self._searcher.records()
-        self._view.update(records, sum(record.state is State.RUNNING for record in records))
 
 
 def summary(sweep: Sweep) -> str:

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 IMPORTERS = {
     "ray": (
         "search.sweep",
+        "search.watcher",
         "search.study",
         "search.scheduler",
         "search.prepare",
@@ -20,7 +21,14 @@ IMPORTERS = {
         "search.sharing",
     ),
     "mlflow": ("search.tracking", "search.model_registry"),
-    "optuna": ("search.study", "search.space", "search.figures"),
+    "optuna": (
+        "search.study",
+        "search.space",
+        "search.figures",
+        "search.journal",
+        "search.ledger",
+        "search.horizon",
+    ),
     "torch.fx": ("pruning.lineage",),
 }
 

@@ -67,7 +67,7 @@ class Delivery:
     def _connect(self, sweep: Line, start: int) -> Writing:
         """Connect, and read what was carried before."""
         runs = Runs(self._uri, sweep["experiment"]["tracking"]["experiment"], sweep["sweep_id"])
-        self._ledger, self._end = Ledger(), start
+        self._ledger, self._end = Ledger(begin=sweep), start
         for line, end in read_lines(self._outbox):
             if end > start:
                 break

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pruning import Policy
+from search.errors import SweepError
+from search.pareto import Limits, pick
 from search.results import Metrics, State, TrialRecord
+from search.sections import Limit
+from search.standing import Standing
 from search.tracking.outbox import Line
 
 
@@ -41,29 +45,61 @@ def record_from_json(data: Mapping[str, Any]) -> TrialRecord:
     )
 
 
+HALF = Limits(max_macs=Limit(value=0.5, relative=True))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How the sweep stands.
+
+    Attributes:
+        standing: of the trials that ended.
+        best: the most accurate of them with at most half the MACs; None if there is none.
+    """
+
+    standing: Standing
+    best: TrialRecord | None = None
+
+    def plus(self, records: Iterable[TrialRecord]) -> Progress:
+        """Return how the sweep stands with more trials that ended; each is to come once."""
+        records = list(records)
+        standing = self.standing.plus(records)
+        rivals = records if self.best is None else [self.best, *records]
+        try:
+            best = pick(rivals, standing.objectives, HALF, standing.baseline).record
+        except SweepError:  # nothing that cheap yet
+            best = None
+        return Progress(standing, best)
+
+
 @dataclass
 class Ledger:
     """The sum of the lines so far.
 
     Attributes:
+        begin: the line that began the sweep; it may come late, where a crash tore an earlier one.
         sweep: the line with which the sweep began, or last went on.
         records: every trial as it was last told of.
         measured: for each trial the measurement of each epoch.
         interrupted: trials that were running when the driver ended.
     """
 
+    begin: Line | None = None
     sweep: Line | None = None
     records: dict[int, TrialRecord] = field(default_factory=dict)
     measured: dict[int, dict[int, Metrics]] = field(default_factory=dict)
     interrupted: set[int] = field(default_factory=set)
+    _progress: Progress | None = None
 
     def add(self, line: Line) -> None:
         """Take a line into account; it may come twice."""
         match line["kind"]:
             case "start":
                 self.sweep = line
+                self._progress = None
             case "trial_started" | "trial_ended":
                 record = record_from_json(line["record"])
+                self._progress = self.progress_with(record)
                 self.records[record.number] = record
                 self.interrupted.discard(record.number)
                 self._measure(record.number, record.history)
@@ -86,7 +122,17 @@ class Ledger:
         """Trials that have not ended."""
         return {number for number, record in self.records.items() if record.state is State.RUNNING}
 
-    def ended_with(self, record: TrialRecord) -> list[TrialRecord]:
-        """Return the trials that have ended once `record` has, by number."""
-        records = {**self.records, record.number: record}
-        return [record for _, record in sorted(records.items()) if record.state is not State.RUNNING]
+    def progress_with(self, record: TrialRecord) -> Progress:
+        """Return how the sweep stands once one trial is as `record` says."""
+        known = self.records.get(record.number)
+        if self._progress is None or (known is not None and known.state is not State.RUNNING):
+            records = {**self.records, record.number: record}
+            return self._none.plus(other for _, other in sorted(records.items()) if other.state is not State.RUNNING)
+        return self._progress if record.state is State.RUNNING else self._progress.plus([record])
+
+    @property
+    def _none(self) -> Progress:
+        """How a sweep stands without trials."""
+        sweep = self.sweep or self.begin
+        assert sweep is not None
+        return Progress(Standing(sweep["experiment"]["objectives"], sweep["baseline"]))

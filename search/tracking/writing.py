@@ -10,14 +10,12 @@ from typing import Any
 
 from search.config import Experiment
 from search.errors import SweepError
-from search.pareto import Limits, front, hypervolume, pick, value_of
+from search.pareto import front, value_of
 from search.results import Metrics, State, TrialRecord
-from search.sections import Limit
 from search.tracking.ledger import Ledger, record_from_json
 from search.tracking.outbox import Line
 from search.tracking.runs import Runs
 
-HALF = Limits(max_macs=Limit(value=0.5, relative=True))
 COMPARED = 40
 """Runs in the link that compares the front's; the address of more would be too long."""
 
@@ -78,14 +76,14 @@ class Writing:
 
     def _progress(self, record: TrialRecord, time: int) -> None:
         """Write how the sweep stands after one more trial."""
-        ended, objectives = self._ledger.ended_with(record), self._experiment.objectives
-        values = {"trials_ended": float(len(ended)), "front_size": float(len(front(ended, objectives)))}
+        progress = self._ledger.progress_with(record)
+        standing, ended = progress.standing, progress.standing.ended.total()
+        values = {"trials_ended": float(ended), "front_size": float(len(standing.front))}
         with suppress(SweepError):  # an objective that the baseline did not measure
-            values["hypervolume"] = hypervolume(ended, objectives, self._baseline)
-        with suppress(SweepError):  # nothing that cheap yet
-            best = pick(ended, objectives, HALF, self._baseline).record
-            values["best_accuracy_under_50pct_macs"] = value_of(best, "accuracy") or 0.0
-        self._runs.log(self._parent, metrics=[(name, value, time, len(ended)) for name, value in values.items()])
+            values["hypervolume"] = standing.hypervolume
+        if progress.best is not None:
+            values["best_accuracy_under_50pct_macs"] = value_of(progress.best, "accuracy") or 0.0
+        self._runs.log(self._parent, metrics=[(name, value, time, ended) for name, value in values.items()])
 
     def _sweep_ended(self, line: Line) -> None:
         for name, content in line["artifacts"].items():

@@ -1,0 +1,174 @@
+"""What a driver does for one more trial does not depend on how many there were."""
+
+import io
+import os
+import pickle
+from collections import Counter
+
+import pytest
+from optuna.storages import JournalStorage
+from proposals import BASELINE, Driver, Widths, experiment
+from rich.console import Console
+
+from search import study as module
+from search.journal import Journal
+from search.pareto import front
+from search.progress import LiveView
+from search.results import State
+from search.study import StudySearcher, create_study, records
+from search.tracking import Tracker
+from search.watcher import Watcher
+
+
+@pytest.fixture(autouse=True)
+def no_wait(monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+
+
+@pytest.fixture
+def start(tmp_path):
+    def searcher(trials=40, sampler="random", groups=3, **sections):
+        asked = experiment(tmp_path, trials, sampler, **sections)
+        if not asked.folder.exists():
+            create_study(asked.folder, asked)
+        return StudySearcher(asked.folder, asked, Widths(groups), BASELINE)
+
+    return searcher
+
+
+# ── the truth ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_at_every_event_the_ledger_says_what_the_whole_study_does(start, seed):
+    searcher = start(constraints={"macs": "60%"})
+    driver = Driver(searcher, seed=seed)
+    for number in range(40):
+        driver.run(1, first=number)
+        expected = records(searcher.study)
+        assert searcher.records() == expected
+        assert [searcher.record(item.number) for item in expected] == expected
+        assert searcher.running == sum(item.state is State.RUNNING for item in expected)
+        assert len(searcher.ledger) == len(searcher.study.get_trials(deepcopy=False))
+    driver.finish()
+    ended = Counter(item.state for item in searcher.records())
+    assert ended == {State.FINISHED: 32, State.STOPPED: 5, State.FAILED: 3}
+    assert searcher.ledger.unfinished == []
+
+
+def test_a_ledger_made_later_says_the_same_and_goes_on(start):
+    searcher = start()
+    Driver(searcher).run(20)  # some are under way
+    again = pickle.loads(pickle.dumps(searcher))
+    assert again.records() == searcher.records()
+    Driver(again).run(5, first=20)
+    assert again.records() == records(start().study)
+
+
+def test_a_failure_that_is_explained_later_is_in_the_record(start):
+    searcher = start()
+    searcher.suggest("t0")
+    searcher.on_trial_complete("t0", error=True)
+    assert "worker died" in searcher.record(0).error
+    searcher.explain_failure("t0", ValueError("no channel"))
+    assert searcher.record(0).error == "ValueError: no channel"
+
+
+def test_a_proposal_without_a_policy_has_no_record_yet(start):
+    class CutOff(Widths):
+        def suggest(self, trial):
+            trial.suggest_int("width.layer0", 1, 16)
+            raise KeyboardInterrupt
+
+    searcher = start()
+    searcher._proposer = CutOff()
+    with pytest.raises(KeyboardInterrupt):
+        searcher.suggest("t0")
+    assert (searcher.records(), searcher.running, len(searcher.ledger)) == ([], 0, 1)
+    with pytest.raises(KeyError):
+        searcher.record(0)
+
+
+def test_seen_are_the_front_the_newest_that_ended_and_all_that_have_not(start):
+    searcher = start(trials=100)
+    driver = Driver(searcher)
+    for number in range(60):
+        driver.run(1, first=number)
+        trials = searcher.study.get_trials(deepcopy=False)
+        ended = [trial.number for trial in trials if trial.state.is_finished()]
+        best = {item.number for item in front(searcher.records(), ("accuracy", "macs"))}
+        for newest in (0, 7, 1000):
+            open_ = {trial.number for trial in trials if not trial.state.is_finished()}
+            expected = sorted(best | set(ended[max(0, len(ended) - newest) :]) | open_)
+            seen = searcher.ledger.seen(newest)
+            assert [trial.number for trial in seen] == expected
+            assert seen == [trials[number] for number in expected]
+
+
+# ── the work ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Work(Counter):
+    """How often the driver does what costs: records made, all trials asked for, bytes read and pieces written."""
+
+    def watch(self, monkeypatch):
+        make, every, read, write = module._record, JournalStorage.get_all_trials, Journal._on_disk, os.write
+
+        def made(*args):
+            self["records"] += 1
+            return make(*args)
+
+        def asked(*args):
+            self["all trials"] += 1
+            return every(*args)
+
+        def from_disk(journal):
+            for log in read(journal):
+                self["lines read"] += 1
+                yield log
+
+        def written(file, data):
+            self["writes"] += 1
+            return write(file, data)
+
+        monkeypatch.setattr(module, "_record", made)
+        monkeypatch.setattr(JournalStorage, "get_all_trials", asked)
+        monkeypatch.setattr(Journal, "_on_disk", from_disk)
+        monkeypatch.setattr(os, "write", written)
+        return self
+
+
+@pytest.mark.parametrize(("sampler", "trials"), [("random", 600), ("tpe", 90)])
+def test_the_last_of_many_trials_costs_the_driver_what_the_first_did(start, monkeypatch, sampler, trials):
+    work = Work().watch(monkeypatch)
+    searcher = start(trials, sampler, groups=2)
+    asked = searcher._experiment
+    with LiveView(trials, BASELINE, asked.objectives, console=Console(file=io.StringIO())) as view:
+        driver = Driver(searcher, Watcher(searcher, Tracker(asked.folder, asked), view))
+        each = []
+        for number in range(trials):
+            before = work.copy()
+            driver.run(1, first=number)
+            each.append(work - before)
+    part = trials // 6
+    for what in ("records", "writes"):
+        first, last = (sum(one[what] for one in some) / part for some in (each[part : 2 * part], each[-part:]))
+        assert 3 < last < first + 1 < 7  # a proposal, two reports in the mean, an end
+    assert sum(one["all trials"] + one["lines read"] for one in each[1:]) == 0
+    assert len(searcher.records()) == trials
+
+
+def test_the_sampler_is_shown_no_more_trials_after_many(start, monkeypatch):
+    monkeypatch.setattr(module, "NEWEST", 20)
+    searcher = start(90, "tpe", groups=2)
+    shown, seen = [], searcher.ledger.seen
+
+    def counted(newest):
+        found = seen(newest)
+        shown.append(len(found) - len(searcher.ledger._front))
+        return found
+
+    searcher.ledger.seen = counted
+    Driver(searcher).run(90)
+    assert len(searcher.records()) == 90
+    assert 20 <= max(shown) <= 20 + 8
