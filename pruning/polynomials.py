@@ -43,7 +43,7 @@ class Polynomials:
     def __init__(self, full: Mapping[str, int], products: Sequence[Product], shares: Vector) -> None:
         depth = max([1, *(len(product.axes) for product in products)])
         axes = np.array([_axes(product, full, depth) for product in products]).reshape(-1, depth, 1 + len(full))
-        shares = shares * np.array([[product.factor] for product in products], dtype=np.float64)
+        shares = shares * np.array([product.factor for product in products], dtype=np.float64)[:, None]
         linear = np.array([len(product.axes) < 2 for product in products], dtype=np.bool_)
         self._linear = axes[linear, 0].T @ shares[linear]  # [1 + groups, values]
         self._axes = np.ascontiguousarray(axes[~linear].transpose(1, 2, 0))  # [axes, 1 + groups, products]
