@@ -43,7 +43,6 @@ from filelock import FileLock
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
-from search.rungs import Rungs
 
 from pruning import Policy
 from search.config import Experiment, parse_experiment
@@ -51,6 +50,7 @@ from search.guide import guide_of
 from search.inputs import Inputs
 from search.prepare import prepare, space_of
 from search.results import Metrics
+from search.rungs import Rungs
 from search.starts import make_starts
 from search.study import StudySearcher, create_study, enqueue
 from search.trial import run_trial
@@ -369,9 +369,8 @@ def print_tables(methods: Sequence[str], seeds: int, found: Mapping[tuple[str, i
     methods = [name for name in methods if (name, 0) in found]
     trials = max(len(points) for points in found.values())
     steps = [max(1, trials * part // 6) for part in (1, 2, 3, 4, 6)]
-    print(
-        f"\n| method | {' | '.join(f'{step} trials' for step in steps)} | equal seconds | trials to match | worse seeds |"
-    )
+    headers = ["method", *(f"{step} trials" for step in steps), "equal seconds", "trials to match", "worse seeds"]
+    print(f"\n| {' | '.join(headers)} |")
     print("|---" * (len(steps) + 4) + "|")
     least = min(points[-1][0] for points in found.values())
     for name in methods:
@@ -384,7 +383,7 @@ def print_tables(methods: Sequence[str], seeds: int, found: Mapping[tuple[str, i
 
 
 def against_ours(name: str, seeds: int, found: Mapping[tuple[str, int], Points]) -> tuple[str, str]:
-    """Return after how many trials ours has reached what a method has at its end, and for how many seeds it never does."""
+    """Return after how many trials ours has what a method has at its end, and for how many seeds it never does."""
     if name == "ours" or ("ours", 0) not in found:
         return "", ""
     needed, worse = [], 0

@@ -162,5 +162,5 @@ def test_a_rule_of_the_papers_that_fails_is_left_out_with_a_note_and_a_named_one
     assert len([note for note in notes if note.startswith("note: no start by hsic_lasso")]) == 1
     assert starts
     named = inputs.experiment.search.model_copy(update={"start": ("hsic_lasso",)})
-    with pytest.raises(ExperimentError, match="^search.start: hsic_lasso: "):
+    with pytest.raises(ExperimentError, match=r"^search.start: hsic_lasso: "):
         make_starts(inputs.experiment.model_copy(update={"search": named}), space)
