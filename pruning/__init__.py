@@ -31,6 +31,7 @@ from pruning.greedy import GreedyRanking
 from pruning.groups import ChannelGroup, ChannelGroups, find_groups
 from pruning.initialise import draw_weights
 from pruning.latency import Latency, compare_latency, measure_latency
+from pruning.memory import BatchSizeWarning, DeviceMemoryError, is_out_of_memory, told_briefly
 from pruning.methods.dcp_schedules import Selector, joint_schedule, stagewise_schedule
 from pruning.models import build_model, input_shape, model_names, paper_groups
 from pruning.path_ranking import PathRanking
@@ -48,6 +49,7 @@ __all__ = [
     "Allocation",
     "AuxiliaryLosses",
     "AuxiliaryPlacement",
+    "BatchSizeWarning",
     "CRITERIA",
     "ChannelGroup",
     "ChannelGroups",
@@ -58,6 +60,7 @@ __all__ = [
     "CriterionSpec",
     "DATA",
     "DataError",
+    "DeviceMemoryError",
     "Epoch",
     "Evaluation",
     "GreedyRanking",
@@ -97,6 +100,7 @@ __all__ = [
     "hash_weights",
     "input_shape",
     "intensities",
+    "is_out_of_memory",
     "joint_schedule",
     "load_data",
     "load_policy",
@@ -118,5 +122,6 @@ __all__ = [
     "save_weights",
     "set_weights",
     "stagewise_schedule",
+    "told_briefly",
     "train_heads",
 ]
