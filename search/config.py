@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 
 from pruning import ALLOCATIONS, CRITERIA, CriterionSpec, ModelSpec, Recipe, UnknownNameError, explain
 from search.dialect import read_yaml, write_yaml
@@ -109,13 +109,26 @@ class SearchSpace(Section):
 
 
 class Resources(Section):
-    """What one trial gets; GPUs may be fractions."""
+    """What one trial gets; GPUs may be fractions: then a part of one's memory, too."""
 
-    cpus: Annotated[float, Field(gt=0)] = 1
-    gpus: Annotated[float, Field(ge=0)] = 0
-    threads: Annotated[int, Field(ge=1)] = 1
+    cpus: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1
+    gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0
+    threads: Annotated[int, Field(ge=1, validate_default=True)] = None  # type: ignore[assignment]
+    """Of the CPU's work; unless it is told, one for each whole CPU."""
+    memory_gib: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0
+    """Of the machine's memory: trials wait for one another where it does not hold all; 0 does not count it."""
     retries: Annotated[int, Field(ge=0)] = 2
-    """Attempts after a worker died; a trial that raises is not tried again."""
+    """Attempts after a worker died, or lost its GPU; a trial that raises is not tried again."""
+
+    @field_validator("threads", mode="before")
+    @classmethod
+    def _as_cpus(cls, value: Any, others: ValidationInfo) -> Any:
+        return max(1, int(others.data.get("cpus", 1))) if value is None else value
+
+    @property
+    def memory_bytes(self) -> int:
+        """The memory of one trial, in bytes."""
+        return int(self.memory_gib * 2**30)
 
 
 class Tracking(Section):

@@ -34,6 +34,7 @@ from search.study import StudySearcher, create_study, load_records
 from search.tracking import Tracker
 from search.trial import run_trial
 from search.units import percent, short_count
+from search.worker import ruins_process, take_share
 
 BASELINE, WIDTHS, TUNE, SNAPSHOTS, LOCK = "baseline.json", "widths.json", "tune", "snapshots", "sweep.lock"
 
@@ -194,7 +195,7 @@ def write_front(sweep: Sweep) -> dict[str, Path]:
 
 def _tuner(inputs: Inputs, folder: Path, searcher: StudySearcher, watcher: tune.Callback) -> tune.Tuner:
     resources, search = inputs.experiment.resources, inputs.experiment.search
-    place = {"cpu": resources.cpus, "gpu": resources.gpus}
+    place = {"cpu": resources.cpus, "gpu": resources.gpus, "memory": resources.memory_bytes}
     trainable = tune.with_resources(tune.with_parameters(_train, inputs=inputs), place)
     storage = folder.resolve()
     run = tune.RunConfig(
@@ -225,8 +226,11 @@ def _fit(tuner: tune.Tuner) -> None:
 
 
 def _train(config: dict[str, Any], inputs: Inputs) -> None:
-    """Run one trial in a worker; what it raises becomes its result, so that Tune repeats lost workers only."""
-    torch.set_num_threads(inputs.experiment.resources.threads)
+    """Run one trial in a worker; what it raises becomes its result, so that Tune repeats lost workers only.
+
+    What ruins the worker is raised: Tune gives the trial, and those after it, another one.
+    """
+    take_share(inputs.experiment.resources)
     policy = Policy.from_json(config["policy"])
 
     snapshot = inputs.experiment.folder / SNAPSHOTS / f"trial-{config['number']}.pt"
@@ -238,11 +242,12 @@ def _train(config: dict[str, Any], inputs: Inputs) -> None:
 
     try:
         run_trial(policy, inputs, report, _read(snapshot))
-    except PruningError as error:
-        tune.report({"error": str(error)})
-    except Exception:
-        tune.report({"error": traceback.format_exc()})
+    except Exception as error:
+        if ruins_process(error):
+            raise
+        tune.report({"error": str(error) if isinstance(error, PruningError) else traceback.format_exc()})
     snapshot.unlink(missing_ok=True)
+    torch.cuda.empty_cache()  # the worker lives on; what it does not use is for the others
 
 
 def _write(state: dict[str, Any], snapshot: Path) -> None:

@@ -1,8 +1,10 @@
 """A network and images so small that a trial takes a tenth of a second; named as `tiny:network` in experiments."""
 
+import json
 import os
 from pathlib import Path
 
+import ray
 import torch
 from torch import nn
 
@@ -74,6 +76,53 @@ class Mortal(Network):
         return super().forward(images)
 
 
+class Poisoned(Network):
+    """Loses its GPU in the middle of the training, once: from then on everything fails in this process."""
+
+    lost = False
+
+    def __init__(self, classes, grave):
+        super().__init__(classes, 1, (8, 16))
+        self.grave, self.steps = Path(grave), 0
+
+    def forward(self, images):
+        if self.training and torch.is_grad_enabled():
+            self.steps += 1
+            if self.steps > 10 and not self.grave.exists():
+                self.grave.touch()
+                Poisoned.lost = True
+        if Poisoned.lost:
+            raise RuntimeError("CUDA error: device-side assert triggered\nCompile with `TORCH_USE_CUDA_DSA`")
+        return super().forward(images)
+
+
+class Noted(Network):
+    """Writes down what Ray has given the process that trains."""
+
+    def __init__(self, classes, book):
+        super().__init__(classes, 1, (8, 16))
+        self.book = Path(book)
+
+    def forward(self, images):
+        if torch.is_grad_enabled() and ray.get_runtime_context().worker.mode == ray.WORKER_MODE:
+            with self.book.open("a") as file:
+                file.write(f"{json.dumps(ray.get_runtime_context().get_assigned_resources())}\n")
+        return super().forward(images)
+
+
+class Greedy(Network):
+    """Runs out of memory in training for more images than fit at a time."""
+
+    def __init__(self, classes, most):
+        super().__init__(classes, 1, (8, 16))
+        self.most = most
+
+    def forward(self, images):
+        if torch.is_grad_enabled() and len(images) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has less")
+        return super().forward(images)
+
+
 def network(num_classes=10, channels=1, widths=(8, 16)):
     return Network(num_classes, channels, widths)
 
@@ -88,6 +137,18 @@ def fragile(num_classes=10):
 
 def mortal(num_classes=10, grave=""):
     return Mortal(num_classes, grave)
+
+
+def poisoned(num_classes=10, grave=""):
+    return Poisoned(num_classes, grave)
+
+
+def noted(num_classes=10, book=""):
+    return Noted(num_classes, book)
+
+
+def greedy(num_classes=10, most=20):
+    return Greedy(num_classes, most)
 
 
 def experiment(folder, **sections):
