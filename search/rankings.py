@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,11 +26,13 @@ from pruning import (
     StreamingCriterion,
     fine_tune,
     hash_weights,
+    is_out_of_memory,
     load_ranking,
     load_weights,
     rank_together,
     save_weights,
     stagewise_schedule,
+    told_briefly,
     train_heads,
 )
 from search.inputs import Inputs, Say, ranking_key, seen_placement, silent
@@ -84,7 +86,8 @@ def ranking_for(
     def make() -> Ranking:
         behind = "" if placement is None else f", auxiliary losses at {placement}"
         say(f"ranking channels by {criterion.name}{behind}")
-        ranking = _rank(inputs, criterion, placement, say)
+        with _memory_told(criterion.name):
+            ranking = _rank(inputs, criterion, placement, say)
         if hasattr(ranking, "save"):
             _write(path, ranking.save)
         return ranking
@@ -123,7 +126,9 @@ def rank_ahead(
         say(f"ranking channels by {', '.join(spec.name for spec in specs)} in one pass")
         network, auxiliary = _subject(inputs, seen, say)
         streaming = {name: built[path][1] for name, path in missing.items()}
-        for name, ranking in rank_together(streaming, network, inputs.searched, _batches(inputs), auxiliary).items():
+        with _memory_told(", ".join(spec.name for spec in specs)):
+            rankings = rank_together(streaming, network, inputs.searched, _batches(inputs), auxiliary)
+        for name, ranking in rankings.items():
             if hasattr(ranking, "save"):
                 _write(missing[name], ranking.save)
     return specs
@@ -200,6 +205,22 @@ def _rank(inputs: Inputs, spec: CriterionSpec, placement: AuxiliaryPlacement | N
             say=say,
         )
     return criterion.rank(network, inputs.searched, batches, auxiliary)
+
+
+@contextmanager
+def _memory_told(criteria: str) -> Iterator[None]:
+    """Say in one line that a ranking ran out of memory.
+
+    Raises:
+        RankingError: it did.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        fewer = "fewer search.ranking_images, or trials that run at once, need less"
+        raise RankingError(f"{criteria}: expected memory to rank, got: {told_briefly(error)}; {fewer}") from None
 
 
 def _subject(

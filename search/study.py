@@ -28,7 +28,7 @@ from search.measurement import bounds_of, excesses, one_line, read_metrics
 from search.results import Metrics, State, TrialRecord
 
 JOURNAL = "study.journal"
-_POLICY, _TUNE_ID, _ERROR, _EPOCH = "policy", "tune_id", "error", "epoch:"
+_POLICY, _TUNE_ID, _ERROR, _EPOCH, _NOTE = "policy", "tune_id", "error", "epoch:", "note"
 _UNEXPLAINED = "raised an exception, or its worker died"
 _STATES = {
     TrialState.RUNNING: State.RUNNING,
@@ -158,7 +158,7 @@ def _record(trial: FrozenTrial, explained: Mapping[str, Any]) -> TrialRecord:
         error=error if trial.state is TrialState.FAIL else None,
         started=started.timestamp() if started else None,
         seconds=history[-1].seconds if history else alive,
-        extra={_TUNE_ID: trial.user_attrs[_TUNE_ID]} if _TUNE_ID in trial.user_attrs else {},
+        extra={name: trial.user_attrs[name] for name in (_TUNE_ID, _NOTE) if name in trial.user_attrs},
     )
 
 
@@ -238,6 +238,8 @@ class StudySearcher(Searcher):
         if trial is not None:
             with suppress(SearchError):
                 _keep(trial, read_metrics(result, self._needed))
+            if result.get(_NOTE) and result[_NOTE] != trial.user_attrs.get(_NOTE):
+                trial.set_user_attr(_NOTE, result[_NOTE])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tell the study how a trial ended; only the first call for a trial counts."""

@@ -19,7 +19,7 @@ import torch
 from filelock import FileLock, Timeout
 from ray import tune
 
-from pruning import Policy, PruningError
+from pruning import BatchSizeWarning, Policy, PruningError
 from search.config import EXPERIMENT, Experiment, load_experiment
 from search.errors import SweepError, SweepInterruptedError
 from search.figures import front_markdown, front_page, front_table, plot_front, write_front_csv
@@ -162,6 +162,8 @@ def _launch(inputs: Inputs, space: Space, folder: Path, say: Say, *, live: bool)
         with view:
             _fit(_tuner(inputs, folder, searcher, watcher))
         sweep = Sweep(experiment, folder, baseline, inputs.groups.widths, searcher.records())
+        for note, trials in Counter(filter(None, (record.extra.get("note") for record in sweep.records))).items():
+            say(f"note: {note} ({trials} of {len(sweep.records)} trials)")
         if any(record.counts for record in sweep.records):
             tracker.sweep_ended(summary(sweep), write_front(sweep))
     if len(sweep.records) < experiment.search.trials or any(r.state is State.RUNNING for r in sweep.records):
@@ -238,14 +240,16 @@ def _train(config: dict[str, Any], inputs: Inputs) -> None:
     def report(metrics: Metrics, state: Callable[[], dict[str, Any]]) -> None:
         if 0 < metrics.epoch < policy.recipe.epochs:
             _write(state(), snapshot)
-        tune.report(metrics.to_dict())
+        told = dict.fromkeys(str(note.message) for note in notes if issubclass(note.category, BatchSizeWarning))
+        tune.report(metrics.to_dict() | ({"note": "; ".join(told)} if told else {}))
 
-    try:
-        run_trial(policy, inputs, report, _read(snapshot))
-    except Exception as error:
-        if ruins_process(error):
-            raise
-        tune.report({"error": str(error) if isinstance(error, PruningError) else traceback.format_exc()})
+    with warnings.catch_warnings(record=True, action="always", category=BatchSizeWarning) as notes:
+        try:
+            run_trial(policy, inputs, report, _read(snapshot))
+        except Exception as error:
+            if ruins_process(error):
+                raise
+            tune.report({"error": str(error) if isinstance(error, PruningError) else traceback.format_exc()})
     snapshot.unlink(missing_ok=True)
     torch.cuda.empty_cache()  # the worker lives on; what it does not use is for the others
 

@@ -5,7 +5,6 @@ import json
 import pytest
 import tiny
 
-from pruning import build_model, save_weights
 from search.results import State
 from search.sweep import run_sweep
 
@@ -16,9 +15,7 @@ def poisoned(folder, **sections):
     """Return a sweep whose first worker loses its GPU in the second epoch of its first trial."""
     model = {"name": "tiny:poisoned", "options": {"grave": str(folder / "grave")}}
     sections["search"] = {"trials": 3, "concurrent": 1} | sections.get("search", {})
-    experiment = tiny.experiment(folder, model=model, weights=str(folder / "w.safetensors"), **sections)
-    save_weights(build_model(experiment.model), experiment.weights)
-    return experiment
+    return tiny.experiment(folder, model=model, weights=str(tiny.untrained(folder, model)), **sections)
 
 
 def test_a_worker_that_lost_its_gpu_takes_one_trial_with_it_and_no_more(tmp_path):
@@ -38,9 +35,9 @@ def test_a_trial_is_given_the_memory_that_it_asks_for(tmp_path):
     book = tmp_path / "book"
     model = {"name": "tiny:noted", "options": {"book": str(book)}}
     sections = {"search": {"trials": 2}, "resources": {"cpus": 0.5, "memory_gib": 0.25}}
-    experiment = tiny.experiment(tmp_path, model=model, weights=str(tmp_path / "w.safetensors"), **sections)
-    save_weights(build_model(experiment.model), experiment.weights)
-    run_sweep(experiment, live=False)
+    run_sweep(
+        tiny.experiment(tmp_path, model=model, weights=str(tiny.untrained(tmp_path, model)), **sections), live=False
+    )
     given = [json.loads(line) for line in book.read_text().splitlines()]
     assert len(given) == 2 * 2 * 6
     assert {(found["CPU"], found["memory"]) for found in given} == {(0.5, 2**28)}

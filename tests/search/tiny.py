@@ -8,6 +8,7 @@ import ray
 import torch
 from torch import nn
 
+from pruning import ModelSpec, build_model, save_weights
 from search.config import parse_experiment
 
 
@@ -118,7 +119,8 @@ class Greedy(Network):
         self.most = most
 
     def forward(self, images):
-        if torch.is_grad_enabled() and len(images) > self.most:
+        trained = self.training and torch.is_grad_enabled() and isinstance(images, torch.Tensor)  # not traced
+        if trained and len(images) > self.most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has less")
         return super().forward(images)
 
@@ -165,6 +167,13 @@ def experiment(folder, **sections):
     }
     search = {"trials": 4, "concurrent": 2, "sampler": "random", **sections.pop("search", {})}
     return parse_experiment(tree | {"search": search} | sections)
+
+
+def untrained(folder, model):
+    """Save a network as it is made, and return the file."""
+    path = folder / "untrained.safetensors"
+    save_weights(build_model(ModelSpec.model_validate(model)), path)
+    return path
 
 
 def files(folder):
