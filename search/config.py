@@ -17,6 +17,7 @@ from search.sections import (
     AuxiliarySpace,
     BudgetSpace,
     DataSpec,
+    Duration,
     Limit,
     Section,
     Span,
@@ -44,6 +45,8 @@ class SearchSpace(Section):
     """What is searched, and how. A value is fixed, a list is a choice, `{low, high}` is a span."""
 
     trials: Annotated[int, Field(ge=1)] = 24
+    time_budget: Duration | None = None
+    """Running time after which no more trials are proposed, interruptions left out: `2h`, `90m`, `45s` or seconds."""
     concurrent: Annotated[int, Field(ge=1)] = 2
     sampler: Sampler = "tpe"
     seed: Annotated[int, Field(ge=0)] = 0

@@ -26,6 +26,7 @@ from search.config import Experiment
 from search.errors import SearchError, SweepError
 from search.measurement import bounds_of, excesses, one_line, read_metrics
 from search.results import Metrics, State, TrialRecord
+from search.running_time import RunningTime
 
 JOURNAL = "study.journal"
 _POLICY, _TUNE_ID, _ERROR, _EPOCH, _NOTE = "policy", "tune_id", "error", "epoch:", "note"
@@ -174,7 +175,8 @@ class StudySearcher(Searcher):
     """Proposes by a study and tells it how trials ended, each exactly once.
 
     A proposal that Tune does not know (the driver died before Tune wrote it down) is handed out again under its number,
-    before anything new is proposed. A trial whose last measurement is not of its recipe's last epoch was stopped early.
+    before anything new is proposed. When the time is up nothing new is; what was proposed goes on to its end. A trial
+    whose last measurement is not of its recipe's last epoch was stopped early.
 
     Without metric and mode: Tune would end the whole sweep at the first result that lacks one.
 
@@ -183,6 +185,9 @@ class StudySearcher(Searcher):
         experiment: trials, sampler, objectives and constraints.
         proposer: the searched space.
         baseline: the uncut network's metrics by name, for limits relative to it.
+
+    Attributes:
+        time: counts from when the study is opened.
 
     Raises:
         SweepError: a limit relative to a metric that the baseline lacks.
@@ -197,6 +202,7 @@ class StudySearcher(Searcher):
         self._needed = (*experiment.objectives, *experiment.constraints)
         self._known: dict[str, int] = {}  # Tune's name → number
         self._study: optuna.Study | None = None
+        self.time = RunningTime(experiment.search.time_budget)
         sampler = experiment.search.sampler
         if proposer.conditional and sampler in ("nsga2", "gp"):
             warnings.warn(
@@ -210,6 +216,7 @@ class StudySearcher(Searcher):
         if self._study is None:
             _drop_torn_line(self._folder / JOURNAL)
             self._study = open_study(self._folder, self._experiment)
+            self.time.begin(self._study)
         return self._study
 
     def records(self) -> list[TrialRecord]:
@@ -219,6 +226,7 @@ class StudySearcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # Tune forgets FINISHED
         """Return the number, policy (JSON) and params of the next trial, or that all have been proposed."""
         trial = self._next()
+        self.time.keep(self.study)
         if trial is None:
             return Searcher.FINISHED
         self._known[trial_id] = trial.number
@@ -238,6 +246,7 @@ class StudySearcher(Searcher):
         if trial is not None:
             with suppress(SearchError):
                 _keep(trial, read_metrics(result, self._needed))
+            self.time.keep(self.study)
             if result.get(_NOTE) and result[_NOTE] != trial.user_attrs.get(_NOTE):
                 trial.set_user_attr(_NOTE, result[_NOTE])
 
@@ -246,6 +255,7 @@ class StudySearcher(Searcher):
         trial = self._running(trial_id)
         if trial is None:
             return
+        self.time.keep(self.study)
         try:
             metrics = self._last(trial, result, error)
         except SearchError as fault:
@@ -281,6 +291,8 @@ class StudySearcher(Searcher):
         for trial in trials:
             if trial.state is TrialState.RUNNING and trial.number not in known:
                 return self._again(trial)
+        if self.time.left == 0:
+            return None
         if sum(trial.state is not TrialState.WAITING for trial in trials) >= self._experiment.search.trials:
             return None
         self.study.sampler = _sampler(self._experiment, len(trials))

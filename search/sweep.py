@@ -29,8 +29,10 @@ from search.pareto import front
 from search.prepare import prepare, space_of
 from search.progress import LiveView
 from search.results import Metrics, State, TrialRecord
+from search.running_time import running_seconds
+from search.sections import written_duration
 from search.space import Space
-from search.study import StudySearcher, create_study, load_records
+from search.study import StudySearcher, create_study, load_records, open_study
 from search.tracking import Tracker
 from search.trial import run_trial
 from search.units import percent, short_count
@@ -48,6 +50,7 @@ class Sweep:
         baseline: the network before any cut, by metric; accuracy on the validation images.
         widths: of every channel group before any cut.
         records: every trial, in the order of proposal.
+        running_seconds: how long it has run, where its time is limited.
     """
 
     experiment: Experiment
@@ -55,6 +58,19 @@ class Sweep:
     baseline: dict[str, float]
     widths: dict[str, int]
     records: list[TrialRecord]
+    running_seconds: float = 0.0
+
+    @property
+    def time_is_up(self) -> bool:
+        """Whether its time ended the sweep, before all trials were proposed."""
+        budget, trials = self.experiment.search.time_budget, self.experiment.search.trials
+        return budget is not None and self.running_seconds >= budget and len(self.records) < trials
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all that was proposed has ended, and nothing more will be."""
+        running = any(record.state is State.RUNNING for record in self.records)
+        return not running and (self.time_is_up or len(self.records) >= self.experiment.search.trials)
 
     @property
     def front(self) -> list[TrialRecord]:
@@ -92,8 +108,9 @@ def resume_sweep(folder: Path, *, say: Say = silent, address: str = "local", liv
     with _alone(folder):
         sweep = load_sweep(folder)
         ended = sum(record.state is not State.RUNNING for record in sweep.records)
-        if ended >= sweep.experiment.search.trials:
-            raise SweepError(f"sweep {folder}: finished, all {ended} trials have ended")
+        if sweep.is_finished:
+            more = f"; for more: prunesearch extend {shlex.quote(str(folder))}" if sweep.time_is_up else ""
+            raise SweepError(f"sweep {folder}: finished, {_ending(sweep)}{more}")
         check_resources(sweep.experiment, address)
         say(f"resuming {folder}: {ended} of {sweep.experiment.search.trials} trials have ended")
         inputs = prepare(sweep.experiment, say)
@@ -112,7 +129,9 @@ def load_sweep(folder: Path) -> Sweep:
             raise SweepError(f"sweep {folder}: expected a sweep's folder with {name}, found none")
     experiment = load_experiment(folder).model_copy(update={"name": folder.resolve().name})  # it may have moved
     baseline, widths = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (BASELINE, WIDTHS))
-    return Sweep(experiment, folder, baseline, widths, load_records(folder, experiment))
+    limited = experiment.search.time_budget is not None
+    seconds = running_seconds(open_study(folder, experiment)) if limited else 0.0
+    return Sweep(experiment, folder, baseline, widths, load_records(folder, experiment), seconds)
 
 
 def _portable(experiment: Experiment) -> Experiment:
@@ -155,26 +174,38 @@ def _launch(inputs: Inputs, space: Space, folder: Path, say: Say, *, live: bool)
     for note in notes:
         say(f"note: {note.message}")
     tracker = Tracker(folder, experiment)
-    view = LiveView(experiment.search.trials, baseline, experiment.objectives, live=live)
+    view = LiveView(
+        experiment.search.trials, baseline, experiment.objectives, time_left=lambda: searcher.time.left, live=live
+    )
     watcher = _Watcher(searcher, tracker, view)
     with tracker:
         tracker.start(baseline, inputs.groups.widths)
         with view:
             _fit(_tuner(inputs, folder, searcher, watcher))
-        sweep = Sweep(experiment, folder, baseline, inputs.groups.widths, searcher.records())
+        seconds = running_seconds(searcher.study)
+        sweep = Sweep(experiment, folder, baseline, inputs.groups.widths, searcher.records(), seconds)
         for note, trials in Counter(filter(None, (record.extra.get("note") for record in sweep.records))).items():
             say(f"note: {note} ({trials} of {len(sweep.records)} trials)")
         if any(record.counts for record in sweep.records):
             tracker.sweep_ended(summary(sweep), write_front(sweep))
-    if len(sweep.records) < experiment.search.trials or any(r.state is State.RUNNING for r in sweep.records):
+    if not sweep.is_finished:
         again = f"prunesearch resume {shlex.quote(str(folder))}"
         raise SweepInterruptedError(f"sweep {folder}: interrupted; go on with: {again}")
+    if sweep.time_is_up:
+        say(_ending(sweep))
     if not sweep.front:
         raise SweepError(_why_none(sweep))
     if left := tracker.left:
         send = f"prunesearch sync {shlex.quote(str(folder))}"
         say(f"MLflow is not reachable: {left} entries wait in {folder}; send them with: {send}")
     return sweep
+
+
+def _ending(sweep: Sweep) -> str:
+    if not sweep.time_is_up:
+        return f"all {len(sweep.records)} trials have ended"
+    budget, trials = sweep.experiment.search.time_budget, sweep.experiment.search.trials
+    return f"its time of {written_duration(budget or 0)} was up after {len(sweep.records)} of {trials} trials"
 
 
 def _why_none(sweep: Sweep) -> str:
@@ -315,7 +346,8 @@ def summary(sweep: Sweep) -> str:
     ended = ", ".join(f"{number} {state}" for state, number in states.items())
     accuracy, macs = percent(sweep.baseline["accuracy"], 2), short_count(sweep.baseline["macs"])
     rows = front_table(sweep.records, sweep.baseline, sweep.experiment.objectives)
+    ending = f"; {_ending(sweep)}" if sweep.time_is_up else ""
     return (
-        f"{len(sweep.records)} trials: {ended}. Baseline: {accuracy} on the validation images, {macs} MACs, "
+        f"{len(sweep.records)} trials: {ended}{ending}. Baseline: {accuracy} on the validation images, {macs} MACs, "
         f"{short_count(sweep.baseline['params'])} parameters.\n\n{front_markdown(rows)}\n"
     )
