@@ -33,6 +33,7 @@ from pruning.groups import ChannelGroup, ChannelGroups, find_groups
 from pruning.initialise import draw_weights
 from pruning.latency import Latency, compare_latency, measure_latency
 from pruning.latency_model import LatencyModel, measure_widths
+from pruning.memory import BatchSizeWarning, DeviceMemoryError, is_out_of_memory, told_briefly
 from pruning.methods.dcp_schedules import Selector, joint_schedule, stagewise_schedule
 from pruning.mixed_ranking import MixedRanking
 from pruning.models import build_model, input_shape, model_names, paper_groups
@@ -51,6 +52,7 @@ __all__ = [
     "Allocation",
     "AuxiliaryLosses",
     "AuxiliaryPlacement",
+    "BatchSizeWarning",
     "CRITERIA",
     "ChannelGroup",
     "ChannelGroups",
@@ -61,6 +63,7 @@ __all__ = [
     "CriterionSpec",
     "DATA",
     "DataError",
+    "DeviceMemoryError",
     "Epoch",
     "Evaluation",
     "GreedyRanking",
@@ -103,6 +106,7 @@ __all__ = [
     "hash_weights",
     "input_shape",
     "intensities",
+    "is_out_of_memory",
     "joint_schedule",
     "load_data",
     "load_policy",
@@ -125,5 +129,6 @@ __all__ = [
     "save_weights",
     "set_weights",
     "stagewise_schedule",
+    "told_briefly",
     "train_heads",
 ]

@@ -151,6 +151,11 @@ class AuxiliaryLosses:
         finally:
             self._outputs = None
 
+    def forget(self) -> None:
+        """Drop the feature maps of the last forward pass, and with them all that leads to them."""
+        if self._outputs is not None:
+            self._outputs.clear()
+
     def logits(self) -> list[Tensor]:
         """Return what each head says of the last forward pass, `[images, classes]` each.
 

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pruning.data.images import ImageSplit
 from pruning.errors import DataError, OptionError
+from pruning.memory import Portions
 from pruning.modes import in_mode
 
 
@@ -36,7 +37,7 @@ def recalibrate(
         model: moved to `device`; a network without batch norm is left alone.
         split: training images.
         images: how many, drawn class by class; 0 changes nothing.
-        batch_size: images in a batch, at least 2.
+        batch_size: images in a batch, at least 2. Where memory runs out, the pass begins again with half as many.
         augment: augment the images as in training. A network that was trained so expects those statistics: the
             published ResNet-20 for CIFAR-10 (91.6 %) has 91.4 % with them and 88.7 % with those of plain images.
         device: where to run.
@@ -45,6 +46,7 @@ def recalibrate(
     Raises:
         OptionError: one image, or batches of one.
         DataError: fewer than two images in the split.
+        DeviceMemoryError: memory does not hold two images.
     """
     if images == 0 or not _tracking(model):
         return
@@ -54,11 +56,15 @@ def recalibrate(
         raise DataError(f"recalibrate: expected a split of at least 2 images, got {len(split)}")
     model.to(device)
     chosen = split.subset(min(images, len(split)), seed)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad(), recalibrating(model):
-        for batch, _ in chosen.batches(batch_size, augment=augment, generator=generator, device=device):
-            if len(batch) > 1:
-                model(batch.contiguous(memory_format=torch.channels_last) if batch.dim() == 4 else batch)
+
+    def look(size: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad(), recalibrating(model):
+            for batch, _ in chosen.batches(size, augment=augment, generator=generator, device=device):
+                if len(batch) > 1:
+                    model(batch.contiguous(memory_format=torch.channels_last) if batch.dim() == 4 else batch)
+
+    Portions("recalibrate", least=2).run(min(batch_size, len(chosen)), look)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from pruning.auxiliary import AuxiliaryLosses
 from pruning.data.images import ImageSplit
 from pruning.errors import DataError, OptionError
 from pruning.losses import Loss, main_logits
+from pruning.memory import Portions
 from pruning.modes import in_mode
 from pruning.policy import Recipe
 from pruning.steps import AlgorithmS1, Objective, OneStep, Step
@@ -39,16 +40,17 @@ def evaluate(
         model: moved to `device`; the mode of each module is as found afterwards.
         split: images in their own order, without augmentation.
         device: where to run.
-        batch_size: images in a batch.
+        batch_size: images in a batch; fewer at a time where memory runs out.
 
     Raises:
         DataError: no images.
+        DeviceMemoryError: memory does not hold one image.
     """
     model.to(device)
-    correct, loss, images = 0, 0.0, 0
+    correct, loss, images, portions = 0, 0.0, 0, Portions("evaluate")
     with in_mode(model, training=False), torch.no_grad():
         for batch, labels in split.batches(batch_size, device=device):
-            logits = main_logits(model(batch)).float()
+            logits = portions.map(lambda part: main_logits(model(part)).float(), batch)
             correct += int((logits.argmax(dim=1) == labels).sum())
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))
             images += len(labels)
@@ -75,6 +77,9 @@ def fine_tune(
     the mode of each module are as found whenever the caller has the turn; every parameter that requires a gradient is
     trained, with weight decay. A last batch of one image, which batch norm cannot take, is left out.
 
+    Where memory runs out, a batch is run in parts, half as many images at a time until they fit, and for the rest of
+    the training; their gradients add up to the batch's. Only batch norm notices: it sees the parts.
+
     Args:
         model: moved to `device`; the networks of torchvision with auxiliary heads add these heads' losses.
         train: the images, shuffled anew each epoch.
@@ -85,7 +90,8 @@ def fine_tune(
         seed: of order, augmentation and dropout.
         resume: `Epoch.state()` of the last epoch that was run; the network must have its weights and buffers of then.
             The heads get theirs from it.
-        loss: of the network's output and the labels, instead of cross-entropy with label smoothing.
+        loss: of the network's output and the labels, a mean over the images, instead of cross-entropy with label
+            smoothing.
 
     Raises:
         OptionError: distillation without a teacher or with Algorithm S1, nothing to train, `compile` without a compiler
@@ -94,6 +100,7 @@ def fine_tune(
         CheckpointError: a `resume` of another run.
         PruningError: while iterating, feature maps that do not fit the heads.
         TrainingError: while iterating, the loss is no longer finite.
+        DeviceMemoryError: while iterating, memory does not hold one image.
     """
     if recipe.auxiliary == "none":
         auxiliary = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pruning.errors import OptionError
+from pruning.memory import Portions, parts_of
 from pruning.modes import in_mode
 
 
 @dataclass(frozen=True)
 class Latency:
     """How long one batch takes. Median and quartiles: a busy machine moves them less than mean and deviation.
+
+    A batch that memory does not hold takes as long as its parts, one after the other.
 
     Attributes:
         median_ms: half of the passes took longer.
@@ -53,6 +56,7 @@ def measure_latency(model: nn.Module, example_input: Tensor, *, repeats: int = 3
 
     Raises:
         OptionError: no repeats, or network and input on different devices.
+        DeviceMemoryError: memory does not hold one image.
     """
     return compare_latency({"network": model}, example_input, repeats=repeats, warmup=warmup)["network"]
 
@@ -70,18 +74,24 @@ def compare_latency(
 
     Raises:
         OptionError: no repeats, or network and input on different devices.
+        DeviceMemoryError: memory does not hold one image.
     """
     if repeats < 1 or warmup < 0:
         raise OptionError(f"latency: expected repeats of at least 1, warmup of at least 0, got {repeats} and {warmup}")
     for name, model in models.items():
         _check_device(name, model, example_input.device)
     networks = nn.ModuleDict({str(index): model for index, model in enumerate(models.values())})
-    with in_mode(networks, training=False), torch.no_grad():
+
+    def measure(size: int) -> tuple[list[list[float]], list[int | None]]:
+        parts = parts_of(example_input, size)
         for _ in range(warmup):
             for model in models.values():
-                model(example_input)
-        rounds = [[_time(model, example_input) for model in models.values()] for _ in range(repeats)]
-        memory = [_peak_memory(model, example_input) for model in models.values()]
+                _pass(model, parts)
+        rounds = [[_time(model, parts) for model in models.values()] for _ in range(repeats)]
+        return rounds, [_peak_memory(model, parts) for model in models.values()]
+
+    with in_mode(networks, training=False), torch.no_grad():
+        rounds, memory = Portions("latency").run(len(example_input), measure)
     times = torch.tensor(rounds, dtype=torch.float64).T
     return {
         name: _summary(passes, peak, example_input) for name, passes, peak in zip(models, times, memory, strict=True)
@@ -108,41 +118,46 @@ def _summary(passes: Tensor, peak: int | None, example_input: Tensor) -> Latency
     )
 
 
-def _time(model: nn.Module, example_input: Tensor) -> float:
+def _pass(model: nn.Module, parts: Sequence[Tensor]) -> None:
+    for part in parts:
+        model(part)
+
+
+def _time(model: nn.Module, parts: Sequence[Tensor]) -> float:
     """Return the milliseconds of one pass."""
-    if example_input.device.type == "cuda":
-        return _time_on_cuda(model, example_input)
+    device = parts[0].device
+    if device.type == "cuda":
+        return _time_on_cuda(model, parts)
     started = time.perf_counter()
-    model(example_input)
-    if example_input.device.type != "cpu" and torch.accelerator.is_available():
+    _pass(model, parts)
+    if device.type != "cpu" and torch.accelerator.is_available():
         torch.accelerator.synchronize()
     return (time.perf_counter() - started) * 1000
 
 
-def _time_on_cuda(model: nn.Module, example_input: Tensor) -> float:
-    with torch.cuda.device(example_input.device):
+def _time_on_cuda(model: nn.Module, parts: Sequence[Tensor]) -> float:
+    with torch.cuda.device(parts[0].device):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()
         start.record()
-        model(example_input)
+        _pass(model, parts)
         end.record()
         end.synchronize()
         return float(start.elapsed_time(end))
 
 
-def _peak_memory(model: nn.Module, example_input: Tensor) -> int | None:
-    own = _bytes((*model.parameters(), *model.buffers(), example_input))
-    device = example_input.device
+def _peak_memory(model: nn.Module, parts: Sequence[Tensor]) -> int | None:
+    own, device = _bytes((*model.parameters(), *model.buffers(), *parts)), parts[0].device
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        model(example_input)
+        _pass(model, parts)
         return own + int(torch.cuda.max_memory_allocated(device)) - before
     if device.type == "cpu":
         live = _LiveStorages()
         with live:
-            model(example_input)
+            _pass(model, parts)
         return own + live.peak
     return None
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
+from pruning.accumulation import Accumulation, Found, Gradients, weighted
 from pruning.auxiliary import AuxiliaryLosses
 from pruning.errors import OptionError
 from pruning.losses import CrossEntropy, Loss, distance_from_teacher
@@ -42,6 +43,8 @@ class Objective:
         self.network = torch.compile(model) if recipe.compile else model
         self.parameters = _trained(model)
         self.head_parameters = _trained(auxiliary.heads) if auxiliary is not None else []
+        trained = model if auxiliary is None else nn.ModuleList([model, auxiliary.heads])
+        self.over = Accumulation(trained, _nothing if auxiliary is None else auxiliary.forget)
 
     def run(self, images: Tensor) -> Any:
         """Return what the network says of images `[images, channels, height, width]`."""
@@ -72,6 +75,10 @@ class Objective:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16)
+
+
+def _nothing() -> None:
+    """Let go of nothing."""
 
 
 def _trained(model: nn.Module) -> list[nn.Parameter]:
@@ -106,12 +113,17 @@ class OneStep:
 
     def __call__(self, images: Tensor, labels: Tensor, learning_rate: float) -> tuple[Tensor, ...]:
         """Move network and heads; see `Step`."""
-        losses: tuple[Tensor, ...] = (self.objective.final(images, labels),)
-        if self.objective.auxiliary is not None:
-            losses = (*losses, self.objective.of_heads(labels))
-        reduce(add, losses).backward()
+        losses, _ = self.objective.over(images, labels, self._backward)
         _move(self.optimizer, learning_rate, self.objective.recipe.clip_norm)
-        return tuple(loss.detach() for loss in losses)
+        return losses
+
+    def _backward(self, images: Tensor, labels: Tensor, share: float) -> Found:
+        losses = [self.objective.final(images, labels)]
+        if self.objective.auxiliary is not None:
+            losses.append(self.objective.of_heads(labels))
+        losses = [weighted(loss, share) for loss in losses]
+        reduce(add, losses).backward()
+        return tuple(loss.detach() for loss in losses), ()
 
 
 class AlgorithmS1:
@@ -130,30 +142,42 @@ class AlgorithmS1:
         self.objective, self.both_gradients_first = objective, both_gradients_first
         self.to_heads = make_optimizer([*own, *objective.head_parameters], recipe)
         self.to_end = make_optimizer(own, recipe)
+        self.count = len(_parameters(self.to_heads))
         self.optimizers: Mapping[str, Optimizer] = {"optimizer": self.to_end, "optimizer_to_heads": self.to_heads}
         self.options: Mapping[str, Any] = {"step_decay": step_decay, "both_gradients_first": both_gradients_first}
 
     def __call__(self, images: Tensor, labels: Tensor, learning_rate: float) -> tuple[Tensor, ...]:
         """Move network and heads twice; see `Step`."""
-        objective, clip_norm = self.objective, self.objective.recipe.clip_norm
+        over, clip_norm = self.objective.over, self.objective.recipe.clip_norm
         if self.both_gradients_first:
-            final = objective.final(images, labels)
-            auxiliary = objective.of_heads(labels)
-            to_heads = _gradients(auxiliary, self.to_heads, keep_graph=True)
-            to_end = _gradients(final, self.to_end)
+            (final, auxiliary), gradients = over(images, labels, self._of_both)
+            to_heads, to_end = gradients[: self.count], gradients[self.count :]
             _move(self.to_heads, learning_rate, clip_norm, to_heads)
         else:
-            objective.run(images)
-            auxiliary = objective.of_heads(labels)
-            _move(self.to_heads, learning_rate, clip_norm, _gradients(auxiliary, self.to_heads))
-            with _running_statistics_frozen(objective.model):
-                final = objective.final(images, labels)
-            to_end = _gradients(final, self.to_end)
+            (auxiliary,), to_heads = over(images, labels, self._of_heads)
+            _move(self.to_heads, learning_rate, clip_norm, to_heads)
+            (final,), to_end = over(images, labels, self._of_end)
         _move(self.to_end, learning_rate, clip_norm, to_end)
-        return final.detach(), auxiliary.detach()
+        return final, auxiliary
+
+    def _of_both(self, images: Tensor, labels: Tensor, share: float) -> Found:
+        final = weighted(self.objective.final(images, labels), share)
+        auxiliary = weighted(self.objective.of_heads(labels), share)
+        to_heads = _gradients(auxiliary, self.to_heads, keep_graph=True)
+        return (final.detach(), auxiliary.detach()), (*to_heads, *_gradients(final, self.to_end))
+
+    def _of_heads(self, images: Tensor, labels: Tensor, share: float) -> Found:
+        self.objective.run(images)
+        auxiliary = weighted(self.objective.of_heads(labels), share)
+        return (auxiliary.detach(),), _gradients(auxiliary, self.to_heads)
+
+    def _of_end(self, images: Tensor, labels: Tensor, share: float) -> Found:
+        with _running_statistics_frozen(self.objective.model):
+            final = weighted(self.objective.final(images, labels), share)
+        return (final.detach(),), _gradients(final, self.to_end)
 
 
-def _gradients(loss: Tensor, optimizer: Optimizer, *, keep_graph: bool = False) -> tuple[Tensor | None, ...]:
+def _gradients(loss: Tensor, optimizer: Optimizer, *, keep_graph: bool = False) -> Gradients:
     """Return the gradient for each of the optimizer's parameters, None where the loss does not depend on it."""
     return torch.autograd.grad(loss, _parameters(optimizer), retain_graph=keep_graph, allow_unused=True)
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 
 from pruning import PruningError, evaluate
 from search.comparison import Cell
@@ -21,6 +20,7 @@ from search.prepare import load_baseline, prepare, space_of
 from search.results import Metrics
 from search.trial import run_trial
 from search.units import percent
+from search.worker import take_share
 
 RESULTS, TABLE = "cells.jsonl", "table.md"
 
@@ -115,7 +115,7 @@ def run_cell(cell: Cell) -> Result:
     Raises:
         SearchError, PruningError: something in the experiment does not exist or does not fit.
     """
-    torch.set_num_threads(cell.experiment.resources.threads)
+    take_share(cell.experiment.resources)
     inputs = prepare(cell.experiment)
     policy = space_of(inputs).only_policy()
     history: list[Metrics] = []
@@ -141,7 +141,12 @@ def _train_baselines(cells: Iterable[Cell], say: Say) -> None:
 def _finished(cells: Sequence[Cell]) -> Iterable[tuple[Cell, Result | str]]:
     """Yield each cell with its result, or what went wrong, as it ends."""
     resources = cells[0].experiment.resources
-    task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=resources.retries)(_attempt)
+    task = ray.remote(
+        num_cpus=resources.cpus,
+        num_gpus=resources.gpus,
+        memory=resources.memory_bytes,
+        max_retries=resources.retries,
+    )(_attempt)
     waiting, running = list(cells), dict[Any, Cell]()
     while waiting or running:
         while waiting and len(running) < cells[0].experiment.search.concurrent:

@@ -58,9 +58,9 @@ class Cell:
     @property
     def key(self) -> str:
         """16 hex digits of everything that the result depends on."""
-        asked = self.experiment.model_dump(
-            mode="json", exclude={"name", "storage", "cache_gib", "tracking", "resources"}
-        )
+        aside = ("name", "storage", "cache_gib", "tracking", "resources")
+        left_out = dict.fromkeys(aside, True) | {"search": {"time_budget"}}
+        asked = self.experiment.model_dump(mode="json", exclude=left_out)
         text = json.dumps([asked, self.test], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 
 from pruning import ALLOCATIONS, CRITERIA, CriterionSpec, ModelSpec, Recipe, UnknownNameError, explain
 from search.dialect import read_yaml, write_yaml
@@ -17,6 +17,7 @@ from search.sections import (
     AuxiliarySpace,
     BudgetSpace,
     DataSpec,
+    Duration,
     Limit,
     SchedulerSpec,
     Section,
@@ -50,6 +51,8 @@ class SearchSpace(Section):
     """What is searched, and how. A value is fixed, a list is a choice, `{low, high}` is a span."""
 
     trials: Annotated[int, Field(ge=1)] = 24
+    time_budget: Duration | None = None
+    """Running time after which no more trials are proposed, interruptions left out: `2h`, `90m`, `45s` or seconds."""
     concurrent: Annotated[int, Field(ge=1)] = 2
     sampler: Sampler = "tpe"
     scheduler: Annotated[SchedulerSpec, BeforeValidator(by_name)] = SchedulerSpec(name="none")
@@ -158,13 +161,26 @@ def _is_path(start: str) -> bool:
 
 
 class Resources(Section):
-    """What one trial gets; GPUs may be fractions."""
+    """What one trial gets; GPUs may be fractions: then a part of one's memory, too."""
 
-    cpus: Annotated[float, Field(gt=0)] = 1
-    gpus: Annotated[float, Field(ge=0)] = 0
-    threads: Annotated[int, Field(ge=1)] = 1
+    cpus: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1
+    gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0
+    threads: Annotated[int, Field(ge=1, validate_default=True)] = None  # type: ignore[assignment]
+    """Of the CPU's work; unless it is told, one for each whole CPU."""
+    memory_gib: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0
+    """Of the machine's memory: trials wait for one another where it does not hold all; 0 does not count it."""
     retries: Annotated[int, Field(ge=0)] = 2
-    """Attempts after a worker died; a trial that raises is not tried again."""
+    """Attempts after a worker died, or lost its GPU; a trial that raises is not tried again."""
+
+    @field_validator("threads", mode="before")
+    @classmethod
+    def _as_cpus(cls, value: Any, others: ValidationInfo) -> Any:
+        return max(1, int(others.data.get("cpus", 1))) if value is None else value
+
+    @property
+    def memory_bytes(self) -> int:
+        """The memory of one trial, in bytes."""
+        return int(self.memory_gib * 2**30)
 
 
 class Tracking(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -32,6 +32,7 @@ class LiveView:
         total: trials of the sweep.
         baseline: the uncut network's metrics by name.
         objectives: of the sweep; they make the front.
+        time_left: seconds in which trials are still proposed; None where nothing limits them.
         live: draw a panel if the output is a terminal; otherwise one line for each trial that ends.
         console: where to; standard output as it is now, so that it may be redirected while the view is open.
     """
@@ -42,10 +43,12 @@ class LiveView:
         baseline: Mapping[str, float],
         objectives: Sequence[Objective],
         *,
+        time_left: Callable[[], float | None] = lambda: None,
         live: bool = True,
         console: Console | None = None,
     ) -> None:
         self._total, self._baseline, self._objectives = total, baseline, tuple(objectives)
+        self._time_left = time_left
         self._console = console or Console(file=sys.stdout)
         self._standing, self._running = Standing(self._objectives, baseline), 0
         self._started, self._began = time.time(), time.monotonic()
@@ -135,9 +138,12 @@ class LiveView:
             yield f"front {len(self._standing.front)}"
             yield f"hypervolume {self._standing.hypervolume:.3f}"
         ended = self._standing.ended.total()
-        here, left = ended - (self._earlier or 0), self._total - ended
+        here, left, limit = ended - (self._earlier or 0), self._total - ended, self._time_left()
         if here > 0 and left > 0:
-            yield f"ETA {_duration((time.monotonic() - self._began) / here * left)}"
+            seconds = (time.monotonic() - self._began) / here * left
+            yield f"ETA {_duration(seconds if limit is None else min(seconds, limit))}"
+        if limit is not None:
+            yield f"time left {_duration(limit)}" if limit > 0 else "time is up"
 
     def _facts(self, metrics: Metrics) -> Iterator[str]:
         yield written("accuracy", metrics.accuracy)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,17 @@ from pruning import (
     MixedRanking,
     Policy,
     Ranking,
+    RankingError,
     Selector,
     StreamingCriterion,
     fine_tune,
+    is_out_of_memory,
     load_ranking,
     load_weights,
     rank_together,
     save_weights,
     stagewise_schedule,
+    told_briefly,
     train_heads,
 )
 from search.cache import Cache, key_of
@@ -98,7 +102,8 @@ def ranking_for(
     def make(draft: Path) -> Ranking:
         behind = "" if placement is None else f", auxiliary losses at {placement}"
         say(f"ranking channels by {criterion.name}{behind}")
-        ranking = _rank(inputs, criterion, placement, say)
+        with _memory_told(criterion.name):
+            ranking = _rank(inputs, criterion, placement, say)
         _save(ranking, draft)
         return ranking
 
@@ -153,7 +158,9 @@ def rank_ahead(
         say(f"ranking channels by {', '.join(spec.name for spec in specs)} in one pass")
         network, auxiliary = _subject(inputs, seen, say)
         streaming = {name: built[path][1] for name, path in missing.items()}
-        for name, ranking in rank_together(streaming, network, inputs.searched, _batches(inputs), auxiliary).items():
+        with _memory_told(", ".join(spec.name for spec in specs)):
+            rankings = rank_together(streaming, network, inputs.searched, _batches(inputs), auxiliary)
+        for name, ranking in rankings.items():
             cache.fill(missing[name], partial(_save, ranking))
     return specs
 
@@ -229,6 +236,22 @@ def _rank(inputs: Inputs, spec: CriterionSpec, placement: AuxiliaryPlacement | N
             say=say,
         )
     return criterion.rank(network, inputs.searched, batches, auxiliary)
+
+
+@contextmanager
+def _memory_told(criteria: str) -> Iterator[None]:
+    """Say in one line that a ranking ran out of memory.
+
+    Raises:
+        RankingError: it did.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        fewer = "fewer search.ranking_images, or trials that run at once, need less"
+        raise RankingError(f"{criteria}: expected memory to rank, got: {told_briefly(error)}; {fewer}") from None
 
 
 def _subject(

@@ -56,6 +56,7 @@ class TrialRecord:
         history: metrics after the cut and after every epoch, ascending.
         feasible: within every constraint.
         error: one line, where it failed.
+        extra: `tune_id`; a `note`, where memory held fewer images at a time than were asked for.
     """
 
     number: int

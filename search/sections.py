@@ -29,6 +29,28 @@ Share = Annotated[float, BeforeValidator(_share), Field(gt=0, le=1)]
 """A part of the baseline's value: 0.5 or 50%."""
 
 
+_UNITS = {"h": 3600, "m": 60, "s": 1}
+
+
+def _seconds(value: Any) -> Any:
+    """Read `2h`, `1.5h`, `90m` or `45s` as seconds; a number as it stands."""
+    if not isinstance(value, str):
+        return value
+    if match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([hms]?)\s*", value):
+        return float(match[1]) * _UNITS.get(match[2], 1)
+    raise ValueError(f"expected a time like 2h, 90m, 45s, or seconds, got '{value}'")
+
+
+Duration = Annotated[float, BeforeValidator(_seconds), Field(gt=0, allow_inf_nan=False)]
+"""Seconds: 5400, 90m or 1.5h."""
+
+
+def written_duration(seconds: float) -> str:
+    """Return a duration as it is written in experiments: in the largest unit that makes it a whole number."""
+    unit = next((unit for unit, length in _UNITS.items() if seconds % length == 0), "s")
+    return f"{seconds / _UNITS[unit]:.10g}{unit}"
+
+
 class Limit(Section):
     """A bound on a measured value: of the baseline's (`50%`), or absolute (`6e7`, `12.5`).
 

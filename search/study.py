@@ -37,9 +37,10 @@ from search.journal import Journal, Storage
 from search.ledger import Ledger
 from search.measurement import bounds_of, excesses, one_line, read_metrics
 from search.results import Metrics, State, TrialRecord
+from search.running_time import RunningTime
 
 JOURNAL = "study.journal"
-_POLICY, _TUNE_ID, _ERROR, _EPOCH = "policy", "tune_id", "error", "epoch:"
+_POLICY, _TUNE_ID, _ERROR, _EPOCH, _NOTE = "policy", "tune_id", "error", "epoch:", "note"
 _SOURCE, _WIDTHS, _TWIN = "source", "widths", "same_as"
 GP_TRIALS = 200
 NEWEST = 300
@@ -233,7 +234,7 @@ def _record(trial: FrozenTrial, explained: Mapping[str, Any]) -> TrialRecord | N
         error=error if trial.state is TrialState.FAIL else None,
         started=started.timestamp() if started else None,
         seconds=history[-1].seconds if history else alive,
-        extra={name: trial.user_attrs[name] for name in (_TUNE_ID, _SOURCE) if name in trial.user_attrs},
+        extra={name: trial.user_attrs[name] for name in (_TUNE_ID, _SOURCE, _NOTE) if name in trial.user_attrs},
     )
 
 
@@ -262,7 +263,8 @@ class StudySearcher(Searcher):
     """Proposes by a study and tells it how trials ended, each exactly once.
 
     A proposal that Tune does not know (the driver died before Tune wrote it down) is handed out again under its number,
-    before anything new is proposed. A trial whose last measurement is not of its recipe's last epoch was stopped early.
+    before anything new is proposed. When the time is up nothing new is; what was proposed goes on to its end. A trial
+    whose last measurement is not of its recipe's last epoch was stopped early.
 
     Without metric and mode: Tune would end the whole sweep at the first result that lacks one.
 
@@ -271,6 +273,9 @@ class StudySearcher(Searcher):
         experiment: trials, sampler, objectives and constraints.
         proposer: the searched space.
         baseline: the uncut network's metrics by name, for limits relative to it.
+
+    Attributes:
+        time: counts from when the study is opened.
 
     Raises:
         SweepError: a limit relative to a metric that the baseline lacks.
@@ -296,6 +301,7 @@ class StudySearcher(Searcher):
         self._needed = (*experiment.objectives, *experiment.constraints)
         self._known: dict[str, int] = {}  # Tune's name → number, of trials that have not ended
         self._ledger: Ledger | None = None
+        self.time = RunningTime(experiment.search.time_budget)
         for note in _misfits(experiment, conditional=proposer.conditional):
             warnings.warn(f"search.sampler: {note}", stacklevel=2)
 
@@ -314,6 +320,7 @@ class StudySearcher(Searcher):
             self._repeated = sum(_TWIN in trial.user_attrs for trial in self._ledger.trials)
             for record in self._ledger.records():
                 self._policies.setdefault(record.policy.fingerprint, record.number)
+            self.time.begin(study)
         return self._ledger
 
     def records(self) -> list[TrialRecord]:
@@ -345,6 +352,7 @@ class StudySearcher(Searcher):
         """
         for _ in range(_ATTEMPTS):
             trial = self._next()
+            self.time.keep(self.study)
             if trial is None:
                 return Searcher.FINISHED
             policy = self._policy(trial)
@@ -391,6 +399,9 @@ class StudySearcher(Searcher):
         if trial is not None:
             with suppress(SearchError):
                 _keep(trial, read_metrics(result, self._needed))
+            self.time.keep(self.study)
+            if result.get(_NOTE) and result[_NOTE] != trial.user_attrs.get(_NOTE):
+                trial.set_user_attr(_NOTE, result[_NOTE])
 
     @_at_once
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -398,6 +409,7 @@ class StudySearcher(Searcher):
         trial = self._running(trial_id)
         if trial is None:
             return
+        self.time.keep(self.study)
         try:
             metrics = self._last(trial, result, error)
         except SearchError as fault:
@@ -434,6 +446,8 @@ class StudySearcher(Searcher):
         for trial in unfinished:
             if trial.state is TrialState.RUNNING and trial.number not in known:
                 return self._again(trial)
+        if self.time.left == 0:
+            return None
         waiting = sum(trial.state is TrialState.WAITING for trial in unfinished)
         number = len(self.ledger) - waiting
         if number - self._repeated >= self._experiment.search.trials:

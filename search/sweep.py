@@ -19,7 +19,7 @@ import torch
 from filelock import FileLock, Timeout
 from ray import tune
 
-from pruning import Policy, PruningError
+from pruning import BatchSizeWarning, Policy, PruningError
 from search.config import EXPERIMENT, Experiment, load_experiment
 from search.counts import Counts, Event, append_events, counting, counting_into, read_events
 from search.errors import SweepError, SweepInterruptedError
@@ -32,15 +32,18 @@ from search.prepare import prepare_ahead, space_of
 from search.progress import LiveView
 from search.results import Metrics, State, TrialRecord
 from search.rules import check_start
+from search.running_time import running_seconds
 from search.scheduler import scheduler_of
+from search.sections import written_duration
 from search.sharing import Shared, received, share
 from search.space import Space
 from search.starts import make_starts
-from search.study import Proposal, StudySearcher, create_study, enqueue, load_records
+from search.study import Proposal, StudySearcher, create_study, enqueue, load_records, open_study
 from search.tracking import Tracker
 from search.trial import run_trial
 from search.units import percent, short_count
 from search.watcher import Watcher
+from search.worker import ruins_process, take_share
 
 BASELINE, WIDTHS, TUNE, SNAPSHOTS, LOCK = "baseline.json", "widths.json", "tune", "snapshots", "sweep.lock"
 SHARED, EVENTS = "shared.json", "shared.jsonl"
@@ -55,6 +58,7 @@ class Sweep:
         baseline: the network before any cut, by metric; accuracy on the validation images.
         widths: of every channel group before any cut.
         records: every trial, in the order of proposal.
+        running_seconds: how long it has run, where its time is limited.
     """
 
     experiment: Experiment
@@ -62,6 +66,19 @@ class Sweep:
     baseline: dict[str, float]
     widths: dict[str, int]
     records: list[TrialRecord]
+    running_seconds: float = 0.0
+
+    @property
+    def time_is_up(self) -> bool:
+        """Whether its time ended the sweep, before all trials were proposed."""
+        budget, trials = self.experiment.search.time_budget, self.experiment.search.trials
+        return budget is not None and self.running_seconds >= budget and len(self.records) < trials
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all that was proposed has ended, and nothing more will be."""
+        running = any(record.state is State.RUNNING for record in self.records)
+        return not running and (self.time_is_up or len(self.records) >= self.experiment.search.trials)
 
     @property
     def front(self) -> list[TrialRecord]:
@@ -101,8 +118,8 @@ def resume_sweep(folder: Path, *, say: Say = silent, address: str = "local", liv
     with _alone(folder):
         sweep = load_sweep(folder)
         ended = sum(record.state is not State.RUNNING for record in sweep.records)
-        if ended >= sweep.experiment.search.trials:
-            raise SweepError(f"sweep {folder}: finished, all {ended} trials have ended; add some with: {_more(folder)}")
+        if sweep.is_finished:
+            raise SweepError(f"sweep {folder}: finished, {_ending(sweep)}; add some with: {_more(folder)}")
         say(f"resuming {folder}: {ended} of {sweep.experiment.search.trials} trials have ended")
         return _go_on(sweep, say, address, live=live)
 
@@ -149,7 +166,9 @@ def load_sweep(folder: Path) -> Sweep:
             raise SweepError(f"sweep {folder}: expected a sweep's folder with {name}, found none")
     experiment = load_experiment(folder).model_copy(update={"name": folder.resolve().name})  # it may have moved
     baseline, widths = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (BASELINE, WIDTHS))
-    return Sweep(experiment, folder, baseline, widths, load_records(folder, experiment))
+    limited = experiment.search.time_budget is not None
+    seconds = running_seconds(open_study(folder, experiment)) if limited else 0.0
+    return Sweep(experiment, folder, baseline, widths, load_records(folder, experiment), seconds)
 
 
 def _portable(experiment: Experiment) -> Experiment:
@@ -204,23 +223,29 @@ def _launch(inputs: Inputs, shared: Shared, space: Space, folder: Path, say: Say
     for note in notes:
         say(f"note: {note.message}")
     tracker = Tracker(folder, experiment)
-    view = LiveView(experiment.search.trials, baseline, experiment.objectives, live=live)
+    view = LiveView(
+        experiment.search.trials, baseline, experiment.objectives, time_left=lambda: searcher.time.left, live=live
+    )
     watcher = Watcher(searcher, tracker, view, forget=lambda number: _snapshot(folder, number).unlink(missing_ok=True))
     with tracker:
         tracker.start(baseline, inputs.groups.widths)
         with view, counting_into(folder / EVENTS):
             _fit(_tuner(inputs, shared, folder, searcher, watcher))
-        sweep = Sweep(experiment, folder, baseline, inputs.groups.widths, searcher.records())
+        seconds = running_seconds(searcher.study)
+        sweep = Sweep(experiment, folder, baseline, inputs.groups.widths, searcher.records(), seconds)
+        for note, trials in Counter(filter(None, (record.extra.get("note") for record in sweep.records))).items():
+            say(f"note: {note} ({trials} of {len(sweep.records)} trials)")
         if any(record.counts for record in sweep.records):
             tracker.sweep_ended(summary(sweep), write_front(sweep))
     counts = Counts(read_events(folder / EVENTS))
     (folder / SHARED).write_text(counts.to_json() + "\n", encoding="utf-8")
-    missing = len(sweep.records) < experiment.search.trials
-    if missing and searcher.exhausted:
+    if searcher.exhausted and len(sweep.records) < experiment.search.trials:
         say(f"note: the space has hardly another policy: {len(sweep.records)} of {experiment.search.trials} trials")
-    elif missing or any(record.state is State.RUNNING for record in sweep.records):
+    elif not sweep.is_finished:
         again = f"prunesearch resume {shlex.quote(str(folder))}"
         raise SweepInterruptedError(f"sweep {folder}: interrupted; go on with: {again}")
+    if sweep.time_is_up:
+        say(_ending(sweep))
     if not sweep.front:
         raise SweepError(_why_none(sweep))
     say(f"shared work: {counts}")
@@ -228,6 +253,13 @@ def _launch(inputs: Inputs, shared: Shared, space: Space, folder: Path, say: Say
         send = f"prunesearch sync {shlex.quote(str(folder))}"
         say(f"MLflow is not reachable: {left} entries wait in {folder}; send them with: {send}")
     return sweep
+
+
+def _ending(sweep: Sweep) -> str:
+    if not sweep.time_is_up:
+        return f"all {len(sweep.records)} trials have ended"
+    budget, trials = sweep.experiment.search.time_budget, sweep.experiment.search.trials
+    return f"its time of {written_duration(budget or 0)} was up after {len(sweep.records)} of {trials} trials"
 
 
 def _why_none(sweep: Sweep) -> str:
@@ -250,7 +282,7 @@ def write_front(sweep: Sweep) -> dict[str, Path]:
 
 def _tuner(inputs: Inputs, shared: Shared, folder: Path, searcher: StudySearcher, watcher: tune.Callback) -> tune.Tuner:
     resources, search = inputs.experiment.resources, inputs.experiment.search
-    place = {"cpu": resources.cpus, "gpu": resources.gpus}
+    place = {"cpu": resources.cpus, "gpu": resources.gpus, "memory": resources.memory_bytes}
     trainable = tune.with_resources(tune.with_parameters(_train, shared=shared), place)
     storage = folder.resolve()
     run = tune.RunConfig(
@@ -282,27 +314,33 @@ def _fit(tuner: tune.Tuner) -> None:
 
 
 def _train(config: dict[str, Any], shared: Shared) -> None:
-    """Run one trial in a worker; what it raises becomes its result, so that Tune repeats lost workers only."""
+    """Run one trial in a worker; what it raises becomes its result, so that Tune repeats lost workers only.
+
+    What ruins the worker is raised: Tune gives the trial, and those after it, another one.
+    """
     inputs = received(shared)
-    torch.set_num_threads(inputs.experiment.resources.threads)
+    take_share(inputs.experiment.resources)
     policy = Policy.from_json(config["policy"])
     snapshot = _snapshot(inputs.experiment.folder, config["number"])
 
     def report(metrics: Metrics, state: Callable[[], dict[str, Any]]) -> None:
         if 0 < metrics.epoch < policy.recipe.epochs:
             _write(state(), snapshot)
-        tune.report(metrics.to_dict())
+        told = dict.fromkeys(str(note.message) for note in notes if issubclass(note.category, BatchSizeWarning))
+        tune.report(metrics.to_dict() | ({"note": "; ".join(told)} if told else {}))
 
-    try:
-        resume = _read(snapshot)
-        if resume is not None:
-            tune.report(resume["metrics"])  # the driver may have died before it heard of them
-        with counting_into(inputs.experiment.folder / EVENTS):
-            run_trial(policy, inputs, report, resume)
-    except PruningError as error:
-        tune.report({"error": str(error)})
-    except Exception:
-        tune.report({"error": traceback.format_exc()})
+    with warnings.catch_warnings(record=True, action="always", category=BatchSizeWarning) as notes:
+        try:
+            resume = _read(snapshot)
+            if resume is not None:
+                tune.report(resume["metrics"])  # the driver may have died before it heard of them
+            with counting_into(inputs.experiment.folder / EVENTS):
+                run_trial(policy, inputs, report, resume)
+        except Exception as error:
+            if ruins_process(error):
+                raise
+            tune.report({"error": str(error) if isinstance(error, PruningError) else traceback.format_exc()})
+    torch.cuda.empty_cache()  # the worker lives on; what it does not use is for the others
 
 
 def _snapshot(folder: Path, number: int) -> Path:
@@ -331,7 +369,8 @@ def summary(sweep: Sweep) -> str:
     ended = ", ".join(f"{number} {state}" for state, number in states.items())
     accuracy, macs = percent(sweep.baseline["accuracy"], 2), short_count(sweep.baseline["macs"])
     rows = front_table(sweep.records, sweep.baseline, sweep.experiment.objectives)
+    ending = f"; {_ending(sweep)}" if sweep.time_is_up else ""
     return (
-        f"{len(sweep.records)} trials: {ended}. Baseline: {accuracy} on the validation images, {macs} MACs, "
+        f"{len(sweep.records)} trials: {ended}{ending}. Baseline: {accuracy} on the validation images, {macs} MACs, "
         f"{short_count(sweep.baseline['params'])} parameters.\n\n{front_markdown(rows)}\n"
     )

@@ -112,7 +112,7 @@ class StreamedSplit:
         def load(image: int) -> None:
             images[image] = self.decoder.read(self.files.path(image))
 
-        with ThreadPoolExecutor() as threads:
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
             for _ in threads.map(load, range(len(self))):
                 pass  # the first failure is raised here
         return TensorSplit(images, self.labels, self.pixels)

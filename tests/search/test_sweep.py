@@ -244,15 +244,15 @@ def test_limits_that_no_trial_can_meet_are_refused_at_once(storage, sections, re
     assert not (storage / "beyond").exists()
 
 
-@pytest.mark.parametrize("name", ["cpus", "gpus"])
+@pytest.mark.parametrize("name", ["cpus", "gpus", "memory_gib"])
 def test_trials_that_would_wait_for_ever_are_refused_at_once(tmp_path, monkeypatch, name):
     monkeypatch.setattr(launching.ray, "is_initialized", lambda: False)
-    with pytest.raises(ExperimentError, match=rf"^resources.{name}: expected at most \d+ on this machine, got 999"):
-        run_sweep(tiny.experiment(tmp_path, resources={name: 999}))
+    with pytest.raises(ExperimentError, match=rf"^resources.{name}: expected at most [\d.]+ on this machine, got 9999"):
+        run_sweep(tiny.experiment(tmp_path, resources={name: 9999}))
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999"])
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:9999"])
 def test_an_address_where_nobody_answers_is_refused_at_once(tmp_path, monkeypatch, address):
     monkeypatch.setattr(launching.ray, "is_initialized", lambda: False)
     with pytest.raises(SweepError, match=rf"^--address {address}: expected a Ray cluster, got: "):

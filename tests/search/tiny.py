@@ -1,14 +1,16 @@
 """A network and images so small that a trial takes a tenth of a second; named as `tiny:network` in experiments."""
 
+import json
 import os
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import ray
 import torch
 from torch import nn
 
-from pruning import load_data
+from pruning import ModelSpec, build_model, load_data, save_weights
 from search.config import parse_experiment
 
 
@@ -124,6 +126,54 @@ class Noted:
         return self.split.subset(count, seed)
 
 
+class Poisoned(Network):
+    """Loses its GPU in the middle of the training, once: from then on everything fails in this process."""
+
+    lost = False
+
+    def __init__(self, classes, grave):
+        super().__init__(classes, 1, (8, 16))
+        self.grave, self.steps = Path(grave), 0
+
+    def forward(self, images):
+        if self.training and torch.is_grad_enabled():
+            self.steps += 1
+            if self.steps > 10 and not self.grave.exists():
+                self.grave.touch()
+                Poisoned.lost = True
+        if Poisoned.lost:
+            raise RuntimeError("CUDA error: device-side assert triggered\nCompile with `TORCH_USE_CUDA_DSA`")
+        return super().forward(images)
+
+
+class Booked(Network):
+    """Writes down what Ray has given the process that trains."""
+
+    def __init__(self, classes, book):
+        super().__init__(classes, 1, (8, 16))
+        self.book = Path(book)
+
+    def forward(self, images):
+        if torch.is_grad_enabled() and ray.get_runtime_context().worker.mode == ray.WORKER_MODE:
+            with self.book.open("a") as file:
+                file.write(f"{json.dumps(ray.get_runtime_context().get_assigned_resources())}\n")
+        return super().forward(images)
+
+
+class Greedy(Network):
+    """Runs out of memory in training for more images than fit at a time."""
+
+    def __init__(self, classes, most):
+        super().__init__(classes, 1, (8, 16))
+        self.most = most
+
+    def forward(self, images):
+        trained = self.training and torch.is_grad_enabled() and isinstance(images, torch.Tensor)  # not traced
+        if trained and len(images) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has less")
+        return super().forward(images)
+
+
 def network(num_classes=10, channels=1, widths=(8, 16)):
     return Network(num_classes, channels, widths)
 
@@ -153,6 +203,18 @@ def noted(log, **options):
     return replace(data, train=Noted(data.train, log))
 
 
+def poisoned(num_classes=10, grave=""):
+    return Poisoned(num_classes, grave)
+
+
+def booked(num_classes=10, book=""):
+    return Booked(num_classes, book)
+
+
+def greedy(num_classes=10, most=20):
+    return Greedy(num_classes, most)
+
+
 def experiment(folder, **sections):
     """Return an experiment on 8×8 digits whose files go to a folder."""
     data = {"name": "digits", "options": {"size": 8, "channels": 1, "train_images": 300}}
@@ -168,6 +230,13 @@ def experiment(folder, **sections):
     alone = {"start": [], "surrogate": "none"}  # the sampler proposes, nobody else
     search = {"trials": 4, "concurrent": 2, "sampler": "random", **alone, **sections.pop("search", {})}
     return parse_experiment(tree | {"search": search} | sections)
+
+
+def untrained(folder, model):
+    """Save a network as it is made, and return the file."""
+    path = folder / "untrained.safetensors"
+    save_weights(build_model(ModelSpec.model_validate(model)), path)
+    return path
 
 
 def files(folder):
