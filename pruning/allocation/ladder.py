@@ -55,7 +55,6 @@ class Ladder:
         rungs = np.arange(self.top.max(initial=0) + 1)
         self._widths = np.minimum(first[:, None] + round_to * rungs, full[:, None])  # [groups, rungs]
         self._halfway = (self._widths[:, 1:] + self._widths[:, :-1]) / 2
-        self._halfway[rungs[:-1] >= self.top[:, None]] = np.inf
 
     def at_least(self, wish: Mapping[str, float]) -> Integers:
         """Return the lowest state that is nowhere below the wished widths, or else at the top."""
@@ -63,7 +62,7 @@ class Ladder:
 
     def nearest(self, wish: Mapping[str, float]) -> Integers:
         """Return the nearest state; half-way the narrower one."""
-        return np.asarray((self._halfway < self._column(wish)).sum(axis=1))
+        return np.asarray(np.minimum((self._halfway < self._column(wish)).sum(axis=1), self.top))
 
     def widths(self, states: Integers) -> Integers:
         """Return the widths at states `[…, groups]`, in the same shape."""
