@@ -266,7 +266,8 @@ def _why_none(sweep: Sweep) -> str:
     failed = [record for record in sweep.records if record.state is State.FAILED]
     if failed:
         return f"sweep {sweep.folder}: no trial succeeded; {len(failed)} failed, the first with: {failed[0].error}"
-    return f"sweep {sweep.folder}: none of {len(sweep.records)} trials is within the constraints"
+    finished = sum(record.state is State.FINISHED for record in sweep.records)
+    return f"sweep {sweep.folder}: none of {finished} trials that finished is within the constraints"
 
 
 def write_front(sweep: Sweep) -> dict[str, Path]:

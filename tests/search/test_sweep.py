@@ -191,7 +191,7 @@ def test_a_sweep_without_a_success_is_told(storage):
 
 def test_a_sweep_without_a_feasible_trial_is_told(storage):
     strict = tiny.experiment(storage, name="strict", constraints={"accuracy": 0.999}, search={"trials": 2})
-    with pytest.raises(SweepError, match="strict: none of 2 trials is within the constraints"):
+    with pytest.raises(SweepError, match="strict: none of 2 trials that finished is within the constraints"):
         run_sweep(strict, live=False)
 
 
