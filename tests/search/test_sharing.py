@@ -242,7 +242,7 @@ def ranking_keys(swept):
 def sweep(storage, name):
     """Run a sweep of blocks by criteria of all kinds; return it with what it said."""
     said = []
-    asked = experiment(storage, name=name, model="tiny:blocks", search={**LATE, "trials": 6})
+    asked = experiment(storage, name=name, model="tiny:blocks", search={**LATE, "trials": 4})
     return run_sweep(asked, say=said.append, live=False), said
 
 
@@ -300,8 +300,8 @@ def test_what_a_resumed_sweep_finds_of_its_own_it_has_made(first):
     swept, _ = first
     folder = shutil.copytree(swept.folder, swept.folder.with_name("resumed"))
     path = folder / "experiment.yaml"
-    path.write_text(path.read_text().replace("trials: 6", "trials: 7"))
-    assert len(resume_sweep(folder, live=False).records) == 7
+    path.write_text(path.read_text().replace("trials: 4", "trials: 5"))
+    assert len(resume_sweep(folder, live=False).records) == 5
     made = shared(swept.folder)["rankings"]["made"]
     assert shared(folder)["rankings"]["made"][: len(made)] == made
     assert not shared(folder)["rankings"]["found"]
