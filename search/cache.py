@@ -83,7 +83,7 @@ class Cache:
             return None
         if found is not None:
             with suppress(OSError):  # gone since, or in a folder that is not ours
-                os.utime(path)
+                os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # not every file system does so itself
             note(path.parent.name, path.stem, made=False)
         return found
 
@@ -128,7 +128,7 @@ def _about(path: Path) -> tuple[float, int] | None:
         about = path.stat()
     except FileNotFoundError:
         return None
-    return (about.st_mtime, about.st_size) if stat.S_ISREG(about.st_mode) else None
+    return (max(about.st_atime, about.st_mtime), about.st_size) if stat.S_ISREG(about.st_mode) else None
 
 
 def _remove(path: Path, lock: Path) -> bool:

@@ -206,7 +206,9 @@ def test_what_was_used_least_recently_goes_first(tmp_path):
 def test_what_is_read_counts_as_used(tmp_path):
     cache = Cache(tmp_path / "cache", 100 / GIB)
     first, second = (entry(cache, key, size=40, age=age) for key, age in (("first", 40), ("second", 30)))
+    written = first.stat().st_mtime_ns
     assert cache.find(first, read) is not None
+    assert first.stat().st_mtime_ns == written
     cache.once(cache.path("kind", "third", ".txt"), read, writes("x" * 29 + "."))
     assert alive(first, second) == [True, False]
 
