@@ -167,6 +167,9 @@ def measure_widths(
 def draw_widths(groups: ChannelGroups, cost: CostModel, *, count: int, seed: int, round_to: int = 1) -> Integers:
     """Return widths `[count, groups]`, columns as `cost.groups`, evenly spread from the narrowest to the full ones.
 
+    Groups of equal full width are narrow or wide together, beside their own draws: else nothing would tell the stages
+    of a network from each other.
+
     Raises:
         OptionError: fewer than two, or `round_to` below 1.
     """
@@ -174,11 +177,17 @@ def draw_widths(groups: ChannelGroups, cost: CostModel, *, count: int, seed: int
         raise OptionError(f"latency model: expected at least 2 networks to measure, got {count}")
     rng, ladder = np.random.default_rng(seed), Ladder(groups, round_to)
     columns = [cost.groups.index(name) for name in groups]
+    _, stage = np.unique(cost.widths[columns], return_inverse=True)
     widths = np.tile(cost.widths, (count, 1))
-    for row, mean in enumerate(np.linspace(0, 1, count).tolist()):
-        shares = rng.uniform(max(0.0, 2 * mean - 1), min(1.0, 2 * mean), len(columns))
+    for row, mean in enumerate(np.linspace(0, 1, count)):
+        shares = _around(_around(np.full(stage.max() + 1, mean), rng)[stage], rng)
         widths[row, columns] = ladder.widths(np.rint(shares * ladder.top).astype(np.int64))
     return widths
+
+
+def _around(means: Vector, rng: np.random.Generator) -> Vector:
+    """Draw from [0, 1] with these means, as widely as that goes."""
+    return rng.uniform(np.maximum(0, 2 * means - 1), np.minimum(1, 2 * means))
 
 
 def _check(cost: CostModel, widths: Integers, microseconds: Vector) -> None:

@@ -47,7 +47,7 @@ def project(
     is still left, the steps are coarse, and some of one group are traded for some of another: as few as suffice, or
     else what spends most, until no trade of up to eight steps each spends more.
 
-    So the rest is at most 1 % of the budget, or else less than what any single step would add.
+    So at most 1 % of the budget is left, or less than any one group's next steps, up to eight, would add.
 
     Args:
         groups: the groups to cut; the others of the network keep all their channels.
