@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pruning.data import ImageSplit, Pixels, StreamedSplit
+from pruning.data import ImageSplit, Pixels, StreamedSplit, streaming
 from pruning.data.decoding import AREA, ASPECT, Decoder, draw_crop, image_size
 from pruning.data.files import scan
 from pruning.errors import DataError
@@ -64,6 +64,20 @@ def test_streamed_and_loaded_images_give_equal_batches(tree, options, workers):
     streamed = stream(tree, workers)
     for got, expected in zip(everything(streamed, **options), everything(streamed.loaded(), **options), strict=True):
         assert torch.equal(got, expected)
+
+
+def test_loading_takes_no_more_threads_than_torch(tree, monkeypatch):
+    taken = []
+
+    class Pool(streaming.ThreadPoolExecutor):
+        def __init__(self, threads):
+            taken.append(threads)
+            super().__init__(threads)
+
+    monkeypatch.setattr(streaming, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    stream(tree).loaded()
+    assert taken == [3]
 
 
 def test_loaded_bytes_are_the_bytes_of_the_files(tree):
