@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-import torch
 
 from pruning import CRITERIA, PruningError, Ranking, StreamingCriterion
 from search.counts import Event, counting, note
 from search.errors import SearchError, SweepError
 from search.inputs import Inputs, Say, ranking_key, silent
 from search.rankings import Wanted, known_ranking, rank_ahead, rank_all, ranking_for, wanted_ahead
+from search.worker import take_share
 
 Job = list[Wanted]
 """What one task ranks by; several criteria share a pass over the images."""
@@ -99,7 +99,8 @@ def rank_in_tasks(inputs: Inputs, unranked: ray.ObjectRef[Any], say: Say = silen
         return rank_all(replace(inputs, rankings=known), say)
     say(f"ranking channels in {len(jobs)} tasks")
     resources = inputs.experiment.resources
-    task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=resources.retries)(_attempt)
+    place = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "memory": resources.memory_bytes}
+    task = ray.remote(**place, max_retries=resources.retries)(_attempt)
     with _ended_by_error({task.remote(unranked, job): job for job in jobs}) as running:
         for number, answer in enumerate(_answers(running), start=1):
             for line in answer.said:
@@ -122,7 +123,7 @@ def _jobs(missing: Mapping[str, Wanted]) -> list[Job]:
 
 def _attempt(inputs: Inputs, job: Job) -> _Answer | PruningError | SearchError:
     """Rank in a task; a mistake comes back as it is, for Ray would wrap it."""
-    torch.set_num_threads(inputs.experiment.resources.threads)
+    take_share(inputs.experiment.resources)
     start, said, events = time.perf_counter(), list[str](), list[Event]()
     try:
         with counting(events.append):
