@@ -99,7 +99,7 @@ def rank_in_tasks(inputs: Inputs, unranked: ray.ObjectRef[Any], say: Say = silen
         return rank_all(replace(inputs, rankings=known), say)
     say(f"ranking channels in {len(jobs)} tasks")
     resources = inputs.experiment.resources
-    place = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "memory": resources.memory_bytes}
+    place: dict[str, Any] = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "memory": resources.memory_bytes}
     task = ray.remote(**place, max_retries=resources.retries)(_attempt)
     with _ended_by_error({task.remote(unranked, job): job for job in jobs}) as running:
         for number, answer in enumerate(_answers(running), start=1):
