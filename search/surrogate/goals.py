@@ -25,7 +25,7 @@ class Goals:
         estimates: costs that are neither MACs nor parameters.
 
     Raises:
-        SearchError: objectives without accuracy, a cost that nothing tells, or one that the baseline lacks.
+        SearchError: objectives without accuracy, or with a cost that nothing tells.
     """
 
     def __init__(
@@ -38,11 +38,9 @@ class Goals:
         self._ladder, self._objectives, self._estimates = ladder, tuple(objectives), dict(estimates)
         if "accuracy" not in objectives:
             raise SearchError(f"objectives: expected accuracy among them, got {', '.join(objectives)}")
-        known = ("accuracy", "macs", "params", *estimates)
         for name in objectives:
-            if name not in known or name not in baseline:
-                where = "an estimate" if name not in known else "the baseline's"
-                raise SearchError(f"objectives: expected {where} of {name}, got none")
+            if name != "accuracy":
+                self._check(name)
         self._baseline = {name: float(baseline[name]) for name in objectives}
 
     def costs(self, widths: Integers) -> dict[Objective, Vector]:
@@ -50,6 +48,22 @@ class Goals:
         macs, params = self._ladder.costs(widths)
         costs: dict[Objective, Vector] = {"macs": macs.astype(np.float64), "params": params.astype(np.float64)}
         return costs | {name: estimate(widths) for name, estimate in self._estimates.items()}
+
+    def cost(self, name: Objective, widths: Integers) -> Vector:
+        """Return one cost of widths `[policies, groups]`, `[policies]`.
+
+        Raises:
+            SearchError: one that nothing tells.
+        """
+        self._check(name)
+        if name in self._estimates:
+            return self._estimates[name](widths)
+        macs, params = self._ladder.costs(widths)
+        return (macs if name == "macs" else params).astype(np.float64)
+
+    def _check(self, name: Objective) -> None:
+        if name not in ("macs", "params", *self._estimates):
+            raise SearchError(f"costs: expected macs, params or one with an estimate, got {name}")
 
     def points(self, costs: Mapping[Objective, Vector], accuracy: Vector) -> Points:
         """Return by how much policies miss the ideal, `[policies, objectives]`: 0 is ideal, 1 the reference.

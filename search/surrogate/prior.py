@@ -51,15 +51,24 @@ class Prior:
         """Ask a quadratic loss: harm is what it says of removing the best set of each size, ½·zᵀSz − uᵀz."""
         return cls({name: _quadratic(ranking, name, shares) for name in ranking.linear})
 
-    def of(self, names: Sequence[str], widths: Integers) -> Vector:
-        """Return the harm of each policy, `[policies]`, at widths `[policies, groups]`.
+    def check(self, names: Sequence[str], full: Integers) -> None:
+        """Refuse groups of which nothing, or something else, is known.
+
+        Args:
+            names: of the groups.
+            full: their full widths, `[groups]`.
 
         Raises:
-            SearchError: a group of which nothing is known.
+            SearchError: a group that is missing, or is not as wide.
         """
-        for name in names:
+        for name, width in zip(names, full.tolist(), strict=True):
             if name not in self.harm:
                 raise SearchError(f"prior: expected what a cut of '{name}' does, got that of {', '.join(self.harm)}")
+            if len(self.harm[name]) != width + 1:
+                raise SearchError(f"prior, group '{name}': expected {width} channels, got {len(self.harm[name]) - 1}")
+
+    def of(self, names: Sequence[str], widths: Integers) -> Vector:
+        """Return the harm of each policy, `[policies]`, at widths `[policies, groups]`."""
         total: Vector = np.zeros(len(widths))
         for column, name in enumerate(names):
             total += self.harm[name][widths[:, column]]

@@ -56,7 +56,7 @@ class Surrogate:
         estimates: what tells a cost that is neither MACs nor parameters, e.g. a model of the latency.
 
     Raises:
-        SearchError: objectives without accuracy, or a cost that nothing tells; a prior without one of the groups.
+        SearchError: objectives without accuracy, or a cost that nothing tells; a prior of other groups.
     """
 
     def __init__(
@@ -119,15 +119,19 @@ class Surrogate:
         equal observations, give equal proposals.
 
         Args:
-            count: how many; less are returned where there are no more.
+            count: how many; less are returned where no more are found.
             low: no proposal costs less.
             high: no proposal costs more.
             budget: which cost has these bounds.
             candidates: so many are looked at.
             seed: draws them.
             pending: policies that are being tried.
+
+        Raises:
+            SearchError: a budget of a cost that nothing tells.
         """
-        tried = self._policies([*self._observations, *pending])
+        running = [proposal for proposal in pending if proposal.criterion in self._labels]
+        tried = self._policies([*self._observations, *running])
         rng = np.random.default_rng(seed)
         bred = self._bred(tried, low, high, budget, candidates, rng)
         policies = self._of(bred)
@@ -135,7 +139,7 @@ class Surrogate:
         points = self._goals.points(self._goals.costs(policies.widths), expit(hoped))
         hopes = Candidates(bred.states, bred.labels, points)
         reached = [known for known in self._observations if known.counts]
-        chosen = _chosen(hopes, self._expected(self._policies([*reached, *pending])), count)
+        chosen = _chosen(hopes, self._expected(self._policies([*reached, *running])), count)
         names = list(self._labels)
         return [
             Proposal(dict(zip(self._ladder.names, widths, strict=True)), names[label])
@@ -151,7 +155,7 @@ class Surrogate:
         known = hashes(tried_states[exact], tried.labels[exact])
 
         def cost(widths: Integers) -> Vector:
-            return self._goals.costs(widths)[budget]
+            return self._goals.cost(budget, widths)
 
         def score(states: Integers, labels: Integers) -> Candidates:
             widths = ladder.widths(states)

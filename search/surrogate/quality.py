@@ -52,10 +52,15 @@ class Quality:
         prior: what is known before any trial; with none, the shares of channels kept are all there is.
         labels: how many criteria there are.
         accuracy: the baseline's, 0 to 1.
+
+    Raises:
+        SearchError: the prior is of other groups.
     """
 
     def __init__(self, ladder: Ladder, prior: Prior | None, labels: int, accuracy: float) -> None:
         self._names, self._full, self._prior, self._labels = ladder.names, ladder.full, prior, labels
+        if prior is not None:
+            prior.check(ladder.names, ladder.full)
         self._uncut = float(log_odds([accuracy])[0])
         nothing = Policies(self._full[None][:0], np.zeros(0, dtype=np.int64))
         self.fit(nothing, np.zeros(0), nothing, np.zeros(0))
@@ -69,26 +74,19 @@ class Quality:
             trained: policies that were fine-tuned to the end.
             last: their accuracies then.
         """
-        cut, first, trained, last = (
-            cut.of(slice(-MOST, None)),
-            first[-MOST:],
-            trained.of(slice(-MOST, None)),
-            last[-MOST:],
-        )
-        every = np.arange(self._labels)  # any criterion leaves the baseline if nothing is cut
-        widths = np.vstack([np.tile(self._full, (self._labels, 1)), cut.widths])
-        rows = self._cut_rows(Policies(widths, np.append(every, cut.labels)))
-        values = np.append(np.full(self._labels, self._uncut), log_odds(first))
-        self._first = GaussianProcess(rows, values, self._cut_lines(), FIRST, self._labels)
+        latest = slice(-MOST, None)
+        self._first = self._fitted(cut.of(latest), log_odds(first[latest]))
         self._last: GaussianProcess | None = None
         if len(last):
-            rows = self._trained_rows(self._cut_rows(trained))
-            self._last = GaussianProcess(rows, log_odds(last), self._trained_lines(), LAST, self._labels)
+            rows = self._trained_rows(self._cut_rows(trained.of(latest)))
+            self._last = GaussianProcess(rows, log_odds(last[latest]), self._trained_lines(), LAST, self._labels)
 
-    @property
-    def of_trained(self) -> bool:
-        """Whether accuracies after fine-tuning are predicted, because some are known; else those after the cut."""
-        return self._last is not None
+    def _fitted(self, cut: Policies, values: Vector) -> GaussianProcess:
+        """Learn what is left after a cut: of the whole network, by whatever criterion, all that the baseline knows."""
+        widths = np.vstack([np.tile(self._full, (self._labels, 1)), cut.widths])
+        rows = self._cut_rows(Policies(widths, np.append(np.arange(self._labels), cut.labels)))
+        values = np.append(np.full(self._labels, self._uncut), values)
+        return GaussianProcess(rows, values, self._cut_lines(), FIRST, self._labels)
 
     def mean(self, policies: Policies) -> Vector:
         """Return the log-odds that are expected, `[policies]`."""

@@ -121,8 +121,15 @@ def test_a_quadratic_loss_is_asked_for_its_own_best_sets():
 def test_the_harm_of_a_policy_is_the_sum_over_its_groups():
     prior = Prior({"a": np.array([5.0, 2, 0]), "b": np.array([3.0, 1, 0])})
     assert prior.of(("b", "a"), np.array([[1, 2], [0, 1], [2, 2]])).tolist() == [1, 5, 0]
-    with pytest.raises(SearchError, match="prior: expected what a cut of 'c' does, got that of a, b"):
-        prior.of(("a", "c"), np.array([[1, 1]]))
+
+
+def test_a_prior_of_other_groups_is_refused(ladder, baseline):
+    known = prior_of(ladder).harm
+    without = {name: harm for name, harm in known.items() if name != "stem"}
+    with pytest.raises(SearchError, match=r"prior: expected what a cut of 'stem' does, got that of blocks\.0"):
+        surrogate(ladder, baseline, prior=Prior(without))
+    with pytest.raises(SearchError, match="prior, group 'stem': expected 8 channels, got 4"):
+        surrogate(ladder, baseline, prior=Prior(known | {"stem": np.arange(5.0)}))
 
 
 def test_before_any_trial_the_uncut_network_is_the_baseline_and_harm_orders_the_others(ladder, baseline):
@@ -300,7 +307,9 @@ def test_three_objectives_trade_parameters_and_an_estimate_as_well(ladder, basel
     )
     inner = [width for one in slow.propose(4, **options) for name, width in one.widths.items() if name != "stem"]
     assert set(inner) == {6}
-    with pytest.raises(SearchError, match="objectives: expected an estimate of latency_ms, got none"):
+    with pytest.raises(SearchError, match="costs: expected macs, params or one with an estimate, got latency_ms"):
         surrogate(ladder, baseline, objectives=("accuracy", "latency_ms"))
+    with pytest.raises(SearchError, match="costs: expected macs, params or one with an estimate, got accuracy"):
+        surrogate(ladder, baseline).propose(1, low=0, high=1, budget="accuracy")
     with pytest.raises(SearchError, match="objectives: expected accuracy among them, got macs, params"):
         surrogate(ladder, baseline, objectives=("macs", "params"))
