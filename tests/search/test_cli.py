@@ -20,7 +20,7 @@ from search.trial import run_trial
 
 HERE = Path(__file__).parent
 COMMANDS = (
-    *("baseline", "run", "resume", "compare", "front", "best", "apply"),
+    *("baseline", "run", "resume", "extend", "compare", "front", "best", "apply"),
     *("rank", "show-channels", "ui", "sync", "names"),
 )
 
