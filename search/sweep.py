@@ -127,6 +127,8 @@ def resume_sweep(folder: Path, *, say: Say = silent, address: str = "local", liv
 def extend_sweep(folder: Path, trials: int, *, say: Say = silent, address: str = "local", live: bool = True) -> Sweep:
     """Add trials to a sweep, finished or interrupted; what it has found steers them.
 
+    A time budget that is used up is lifted.
+
     Raises:
         SweepError: no such sweep, one that is running, fewer than one trial, or no cluster at the address.
     """
@@ -136,7 +138,8 @@ def extend_sweep(folder: Path, trials: int, *, say: Say = silent, address: str =
     with _alone(folder):
         sweep = load_sweep(folder)
         search = sweep.experiment.search
-        longer = search.model_copy(update={"trials": search.trials + trials})
+        budget = None if sweep.time_is_up else search.time_budget
+        longer = search.model_copy(update={"trials": search.trials + trials, "time_budget": budget})
         experiment = sweep.experiment.model_copy(update={"search": longer})
         draft = folder / f"{EXPERIMENT}.draft"
         draft.write_text(experiment.to_yaml(), encoding="utf-8")

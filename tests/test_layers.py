@@ -24,6 +24,10 @@ IMPORTERS = {
     "optuna": (
         "search.study",
         "search.space",
+        "search.dimensions",
+        "search.directions",
+        "search.widths",
+        "search.running_time",
         "search.figures",
         "search.journal",
         "search.ledger",

@@ -23,7 +23,7 @@ def told(records):
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory):
+def first(tmp_path_factory, local_ray):
     return swept(tmp_path_factory.mktemp("sweeps"), "first")
 
 

@@ -141,7 +141,7 @@ class Work(Counter):
 @pytest.mark.parametrize(("sampler", "trials"), [("random", 600), ("tpe", 90)])
 def test_the_last_of_many_trials_costs_the_driver_what_the_first_did(start, monkeypatch, sampler, trials):
     work = Work().watch(monkeypatch)
-    searcher = start(trials, sampler, groups=2)
+    searcher = start(trials, sampler, groups=5)
     asked = searcher._experiment
     with LiveView(trials, BASELINE, asked.objectives, console=Console(file=io.StringIO())) as view:
         driver = Driver(searcher, Watcher(searcher, Tracker(asked.folder, asked), view))
@@ -160,7 +160,7 @@ def test_the_last_of_many_trials_costs_the_driver_what_the_first_did(start, monk
 
 def test_the_sampler_is_shown_no_more_trials_after_many(start, monkeypatch):
     monkeypatch.setattr(module, "NEWEST", 20)
-    searcher = start(90, "tpe", groups=2)
+    searcher = start(90, "tpe", groups=5)
     shown, seen = [], searcher.ledger.seen
 
     def counted(newest):

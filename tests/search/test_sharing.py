@@ -177,7 +177,7 @@ def test_ctrl_c_ends_the_tasks(tmp_path):
         ({"constraints": {"macs": "1%"}, "search": {"widths": {"minimum": "50%"}}}, "^constraints.macs: expected"),
         (
             {"search": {"allocation": ["global", "uniform"], "groups": "first", "budget": "1%", "criterion": "taylor"}},
-            "^search.budget.minimum: allocation 'uniform'",
+            "^search.budget.minimum: expected",
         ),
         ({"model": "tiny:bare", "search": {"criterion": ["taylor", "bn_scale"]}}, "criterion 'bn_scale'"),
     ],
@@ -192,7 +192,8 @@ def test_what_takes_no_images_is_refused_before_ray_starts(storage, monkeypatch,
 
 
 def test_a_budget_that_shows_with_the_rankings_only_is_refused_before_a_folder_is_made(storage):
-    search = {"allocation": "global", "groups": "first", "budget": {"minimum": "1%"}, "criterion": ["taylor", "cpgmi"]}
+    rule = {"name": "global", "options": {"minimum_share": 0.9}}
+    search = {"allocation": rule, "budget": {"minimum": "40%"}, "criterion": ["taylor", "cpgmi"]}
     with pytest.raises(ExperimentError, match=r"^search.budget.minimum: allocation 'global'"):
         run_sweep(experiment(storage, name="refused", search={**search, "ranking_images": 30}))
     assert not (storage / "refused").exists()

@@ -234,7 +234,7 @@ def test_a_trial_whose_workers_die_too_often_fails_and_the_next_runs(storage, tm
         ),
         (
             {"search": {"allocation": "uniform", "groups": "first", "budget": {"minimum": "1%"}}},
-            "^search.budget.minimum: allocation 'uniform'",
+            "^search.budget.minimum: expected",
         ),
     ],
 )

@@ -192,7 +192,7 @@ def test_no_sweep_is_said_to_run_longer_than_its_time(monkeypatch):
     for left, eta in ((20.0, "ETA 20 s  time left 20 s"), (None, "ETA 19m10s")):
         view = LiveView(24, {"accuracy": 0.9, "macs": 1e6}, ("accuracy", "macs"), time_left=lambda left=left: left)
         view._earlier, view._began = 0, time.monotonic()
-        view._standing = type(view._standing)((ended,))
+        view._standing = view._standing.plus([ended])
         assert " ".join(view._summary()).endswith(eta.replace("  ", " "))
 
 
@@ -220,7 +220,7 @@ def test_time_ends_a_sweep_and_nothing_that_runs(ended):
 
 def test_a_sweep_that_ended_by_its_time_is_finished(ended):
     ran, _ = ended
-    told = r"tiny: finished, its time of 3s was up after \d+ of 1000 trials; for more: prunesearch extend .*tiny$"
+    told = r"tiny: finished, its time of 3s was up after \d+ of 1000 trials; add some with: prunesearch extend .*tiny --trials 20$"
     with pytest.raises(SweepError, match=told):
         resume_sweep(ran.folder)
 
@@ -236,5 +236,7 @@ def test_a_sweep_whose_time_is_not_up_goes_on(ended, tmp_path):
     assert len(resumed.records) == len(ran.records) + 1
     assert not resumed.time_is_up
     assert resumed.running_seconds > ran.running_seconds
-    with pytest.raises(SweepError, match=rf"tiny: finished, all {len(ran.records) + 1} trials have ended$"):
+    with pytest.raises(
+        SweepError, match=rf"tiny: finished, all {len(ran.records) + 1} trials have ended; add some with: "
+    ):
         resume_sweep(copy)
