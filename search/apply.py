@@ -16,7 +16,7 @@ from search.errors import SweepError
 from search.inputs import Inputs, Say, silent
 from search.prepare import prepare
 from search.results import Metrics
-from search.sections import AllocationSpec, AuxiliarySpace
+from search.sections import AllocationSpec, AuxiliarySpace, SurrogateSpec, WidthSpace
 from search.trial import run_trial
 
 
@@ -67,6 +67,9 @@ def apply_policy(policy: Policy, experiment: Experiment, folder: Path, say: Say 
             "groups": tuple(policy.widths),
             "allocation": (AllocationSpec(name="searched"),),  # the widths are known: no rule needs a ranking
             "auxiliary": AuxiliarySpace.fixed(policy.auxiliary),
+            "widths": WidthSpace(),
+            "start": (),
+            "surrogate": SurrogateSpec(kind="none"),
         }
     )
     inputs = prepare(experiment.model_copy(update={"search": search}), say, policy.check)

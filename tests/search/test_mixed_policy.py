@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import tiny
+import torch
 
 from pruning import CRITERIA, AuxiliaryPlacement, CriterionSpec, MixedRanking, Policy, hash_weights, load_pruned
 from search import rankings
@@ -17,6 +18,15 @@ from search.trial import run_trial
 
 L1, FPGM, TAYLOR, CCP, LASSO = (CriterionSpec(name=name) for name in ("l1", "fpgm", "taylor", "ccp", "lasso"))
 BLOCKS = {f"blocks.{number}.conv1": 3 for number in range(4)}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """As many as an applied policy has: sums of several threads differ in their last digits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

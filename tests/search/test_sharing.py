@@ -194,7 +194,7 @@ def test_what_takes_no_images_is_refused_before_ray_starts(storage, monkeypatch,
 def test_a_budget_that_shows_with_the_rankings_only_is_refused_before_a_folder_is_made(storage):
     rule = {"name": "global", "options": {"minimum_share": 0.9}}
     search = {"allocation": rule, "budget": {"minimum": "40%"}, "criterion": ["taylor", "cpgmi"]}
-    with pytest.raises(ExperimentError, match=r"^search.budget.minimum: allocation 'global'"):
+    with pytest.raises(ExperimentError, match=r"^search.budget.minimum: allocation 'global.*': expected"):
         run_sweep(experiment(storage, name="refused", search={**search, "ranking_images": 30}))
     assert not (storage / "refused").exists()
 

@@ -220,7 +220,7 @@ def test_time_ends_a_sweep_and_nothing_that_runs(ended):
 
 def test_a_sweep_that_ended_by_its_time_is_finished(ended):
     ran, _ = ended
-    told = r"tiny: finished, its time of 3s was up after \d+ of 1000 trials; add some with: prunesearch extend .*tiny --trials 20$"
+    told = r"tiny: finished, its time of 3s was up after \d+ of 1000 trials; add some with: prunesearch extend .*tiny "
     with pytest.raises(SweepError, match=told):
         resume_sweep(ran.folder)
 
