@@ -31,8 +31,8 @@ from search.results import Metrics, State, TrialRecord
 
 JOURNAL = "study.journal"
 _POLICY, _TUNE_ID, _ERROR, _EPOCH = "policy", "tune_id", "error", "epoch:"
-NEWEST = 300
-"""Trials that the sampler sees besides the front."""
+SEEN = 300
+"""From about so many trials and the front tpe learns."""
 
 _Arguments = ParamSpec("_Arguments")
 _Answer = TypeVar("_Answer")
@@ -334,7 +334,11 @@ class StudySearcher(Searcher):
 
     def _sampler(self, number: int) -> BaseSampler:
         sampler = _sampler(self._experiment, number)
-        return Horizon(sampler, lambda: self.ledger.seen(NEWEST)) if isinstance(sampler, TPESampler) else sampler
+        if isinstance(sampler, TPESampler):
+            return Horizon(sampler, lambda: self.ledger.seen(SEEN), self.ledger.shapes)
+        if isinstance(sampler, NSGAIISampler):
+            sampler._search_space = self.ledger.dimensions  # its own would look at every trial again
+        return sampler
 
     def _running(self, trial_id: str) -> Trial | None:
         """Return the trial of Tune's name if it has not ended yet."""
