@@ -20,15 +20,16 @@ class Horizon(BaseSampler):
 
     Args:
         sampler: proposes.
-        sight: what it sees; asked each time.
+        sight: what it learns from; asked each time.
+        shapes: a trial for each set of dimensions, from which it learns what there is to draw.
     """
 
-    def __init__(self, sampler: BaseSampler, sight: Sight) -> None:
-        self._sampler, self._sight = sampler, sight
+    def __init__(self, sampler: BaseSampler, sight: Sight, shapes: Sight) -> None:
+        self._sampler, self._sight, self._shapes = sampler, sight, shapes
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         """Return the dimensions that are drawn together."""
-        return self._sampler.infer_relative_search_space(self._seen(study), trial)
+        return self._sampler.infer_relative_search_space(_SeenStudy(study, self._shapes), trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]

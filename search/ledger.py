@@ -6,12 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from optuna import Study
+from optuna.search_space import IntersectionSearchSpace
 from optuna.trial import FrozenTrial, TrialState
 
 from search.config import Objective
 from search.journal import Journal
 from search.pareto import front
 from search.results import TrialRecord
+
+NEWEST_OF = 8
+"""The newest trials are an eighth of those that a sampler sees."""
 
 Reader = Callable[[FrozenTrial, Mapping[str, Any]], TrialRecord | None]
 """Makes a record of a trial and the study's attributes; None of a trial that is none yet."""
@@ -27,13 +31,18 @@ class Ledger:
         journal: knows which trials have changed.
         objectives: of the sweep; they make the front.
         read: makes a record.
+
+    Attributes:
+        dimensions: those that all trials have, for samplers that want them: it goes on where it was the last time.
     """
 
     def __init__(self, study: Study, journal: Journal, objectives: Sequence[Objective], read: Reader) -> None:
         self.study, self.journal, self._read = study, journal, read
+        self.dimensions = IntersectionSearchSpace()
         self._trials: list[FrozenTrial] = []
         self._records: dict[int, TrialRecord] = {}
         self._open: set[int] = set()
+        self._shapes: dict[tuple[TrialState, frozenset[str]], int] = {}
         self._objectives = tuple(objectives)
         self._front: list[TrialRecord] = []
 
@@ -67,16 +76,26 @@ class Ledger:
         self._catch_up()
         return [self._records[number] for number in sorted(self._records)]
 
-    def seen(self, newest: int) -> list[FrozenTrial]:
-        """Return the trials of the front, the newest that ended and those that have not, by number."""
+    def seen(self, most: int) -> list[FrozenTrial]:
+        """Return the trials from which a sampler learns, by number.
+
+        Up to `most` trials all are seen. Of more it sees the front, those that have not ended, the newest, and every
+        second, fourth, … of the others: as many as before, from the whole history. It depends on nothing but which
+        trials there are, so a resumed sweep goes on as it would have.
+        """
         self._catch_up()
-        numbers = {record.number for record in self._front} | self._open
-        number = len(self._trials)
-        while number and newest:
-            number -= 1
-            newest -= number not in self._open
-            numbers.add(number)
+        count = len(self._trials)
+        step = 1
+        while most * step < count:
+            step *= 2
+        newest = range(max(0, count - most // NEWEST_OF), count)
+        numbers = {record.number for record in self._front}.union(self._open, newest, range(0, count, step))
         return [self._trials[number] for number in sorted(numbers)]
+
+    def shapes(self) -> list[FrozenTrial]:
+        """Return the first trial that ended with each set of dimensions, by number."""
+        self._catch_up()
+        return [self._trials[number] for number in sorted(self._shapes.values())]
 
     def _catch_up(self) -> None:
         changed = self.journal.take_changed()
@@ -95,7 +114,9 @@ class Ledger:
         self._trials[trial.number : trial.number + 1] = [trial]
         if record is not None:
             self._records[trial.number] = record
-        if trial.state in (TrialState.RUNNING, TrialState.WAITING):
+        if not trial.state.is_finished():
             self._open.add(trial.number)
-        else:
-            self._open.discard(trial.number)
+            return
+        self._open.discard(trial.number)
+        shape = trial.state, frozenset(trial.distributions)
+        self._shapes[shape] = min(trial.number, self._shapes.get(shape, trial.number))

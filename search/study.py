@@ -43,8 +43,8 @@ JOURNAL = "study.journal"
 _POLICY, _TUNE_ID, _ERROR, _EPOCH, _NOTE = "policy", "tune_id", "error", "epoch:", "note"
 _SOURCE, _WIDTHS, _TWIN = "source", "widths", "same_as"
 GP_TRIALS = 200
-NEWEST = 300
-"""Trials that the sampler sees besides the front."""
+SEEN = 300
+"""From about so many trials and the front tpe learns."""
 
 _ATTEMPTS = 64
 """How many proposals in a row may be known policies before the space counts as searched through."""
@@ -469,7 +469,11 @@ class StudySearcher(Searcher):
 
     def _sampler(self, number: int) -> BaseSampler:
         sampler = _sampler(self._experiment, number)
-        return Horizon(sampler, lambda: self.ledger.seen(NEWEST)) if isinstance(sampler, TPESampler) else sampler
+        if isinstance(sampler, TPESampler):
+            return Horizon(sampler, lambda: self.ledger.seen(SEEN), self.ledger.shapes)
+        if isinstance(sampler, NSGAIISampler):
+            sampler._search_space = self.ledger.dimensions  # its own would look at every trial again
+        return sampler
 
     def _running(self, trial_id: str) -> Trial | None:
         """Return the trial of Tune's name if it has not ended yet."""

@@ -126,17 +126,18 @@ def run_noop(arguments: argparse.Namespace, folder: Path) -> None:
     inputs = make_inputs(arguments, folder)
     experiment = inputs.experiment
     with ray_session(experiment, "local"):
-        sweep._create(experiment.folder, experiment, inputs)
-        began = time.perf_counter()
+        create_study(experiment.folder, experiment)
+        began, busy = time.perf_counter(), time.process_time()
         with patch.object(sweep, "_train", report_at_once), redirect_stdout(io.StringIO()):  # one line each
             ended = sweep._launch(inputs, make_space(inputs), experiment.folder, silent, live=True)
-        whole = time.perf_counter() - began
+        whole, busy = time.perf_counter() - began, time.process_time() - busy
     starts = [record.started for record in ended.records if record.started is not None][2 * arguments.jobs :]
     each = 1e3 * (starts[-1] - starts[0]) / (len(starts) - 1)
     verdict = "met" if each <= NOOP_TARGET_MS else "missed"
     print(
         f"noop, {arguments.sampler}: {arguments.trials} trials, {arguments.jobs} at a time: {each:.0f} ms a trial once "
-        f"the workers are up (target {NOOP_TARGET_MS}: {verdict}); {whole:.1f} s with start and end"
+        f"the workers are up (target {NOOP_TARGET_MS}: {verdict}); {whole:.1f} s with start and end, the driver busy "
+        f"for {busy:.1f} s of them"
     )
 
 
@@ -151,12 +152,12 @@ def report_at_once(config: dict[str, Any], inputs: Inputs) -> None:
 
 @dataclass(frozen=True)
 class Part:
-    """Some trials: seconds of the driver, of its processor alone, of MLflow's thread after it; the process's MB."""
+    """Some trials: the driver's seconds, how many it was busy, other threads' seconds; the process's MB after them."""
 
     trials: int
     driver: float
-    processor: float
-    delivery: float
+    busy: float
+    others: float
     megabytes: float
 
 
@@ -228,13 +229,15 @@ def measured(driver: Driver, trials: int, wait: Callable[[], None]) -> Iterator[
     """Run trials and yield what each few cost."""
     for first in range(0, trials, EDGE):
         count = min(EDGE, trials - first)
-        begin, busy = time.perf_counter(), time.thread_time()
+        begin, busy, all_busy = time.perf_counter(), time.thread_time(), time.process_time()
         driver.run(count, first)
         if first + count == trials:
             driver.finish()
-        middle, busy = time.perf_counter(), time.thread_time() - busy
+        elapsed, busy = time.perf_counter() - begin, time.thread_time() - busy
+        waited = time.thread_time()
         wait()
-        yield Part(count, middle - begin, busy, time.perf_counter() - middle, megabytes())
+        all_busy = time.process_time() - all_busy - (time.thread_time() - waited)
+        yield Part(count, elapsed, busy, all_busy - busy, megabytes())
 
 
 def delivered(inputs: Inputs) -> None:
@@ -242,7 +245,7 @@ def delivered(inputs: Inputs) -> None:
     tracking, folder = inputs.experiment.tracking, inputs.experiment.folder
     if tracking.enabled:
         while waiting(folder, store_uri(folder, tracking.uri)):
-            time.sleep(0.02)
+            time.sleep(0.1)
 
 
 def megabytes() -> float:
@@ -253,19 +256,19 @@ def megabytes() -> float:
 
 def print_parts(arguments: argparse.Namespace, parts: list[Part]) -> None:
     print(f"simulated, {arguments.sampler}, MLflow {'on' if arguments.mlflow else 'off'}: {arguments.trials} trials")
-    print(f"{'trials':>8} {'driver, ms':>11} {'busy, ms':>9} {'MLflow, ms':>11} {'size, MB':>9}")
+    print(f"{'trials':>8} {'driver, ms':>11} {'busy, ms':>9} {'other threads, ms':>18} {'size, MB':>9}")
     quarters = {math.ceil(len(parts) * quarter / 4) - 1 for quarter in (1, 2, 3, 4)} | {0}
     done = 0
     for index, part in enumerate(parts):
         done += part.trials
         if index in quarters:
-            driver, busy, delivery = (1e3 * s / part.trials for s in (part.driver, part.processor, part.delivery))
-            print(f"{done:8} {driver:11.1f} {busy:9.1f} {delivery:11.1f} {part.megabytes:9.0f}")
-    for what, seconds in (("", "driver"), (" of the processor's time", "processor")):
-        first, last = (getattr(part, seconds) / part.trials for part in (parts[0], parts[-1]))
+            driver, busy, others = (1e3 * seconds / part.trials for seconds in (part.driver, part.busy, part.others))
+            print(f"{done:8} {driver:11.1f} {busy:9.1f} {others:18.1f} {part.megabytes:9.0f}")
+    for what in ("driver", "busy"):
+        first, last = (getattr(part, what) / part.trials for part in (parts[0], parts[-1]))
         verdict = "met" if last <= RATIO_TARGET * first else "missed"
         print(
-            f"a trial of the last {parts[-1].trials} costs {last / first:.2f} times{what} what one of the first "
+            f"{what}: a trial of the last {parts[-1].trials} costs {last / first:.2f} times what one of the first "
             f"{parts[0].trials} did (target {RATIO_TARGET}: {verdict})"
         )
 

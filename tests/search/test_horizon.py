@@ -37,6 +37,19 @@ def proposals(make, wrap, trials):
     return study, [trial.params for trial in asked]
 
 
+def in_sight(sampler, study):
+    """A horizon that hides nothing."""
+
+    def shapes():
+        first = {}
+        for trial in study.get_trials(deepcopy=False):
+            if trial.state.is_finished():
+                first.setdefault(frozenset(trial.params), trial)
+        return list(first.values())
+
+    return Horizon(sampler, lambda: study.get_trials(deepcopy=False), shapes)
+
+
 @pytest.mark.parametrize(
     ("make", "trials"),
     [
@@ -48,16 +61,17 @@ def proposals(make, wrap, trials):
 )
 def test_with_everything_in_sight_a_sampler_proposes_what_it_does_by_itself(make, trials):
     _, alone = proposals(make, lambda sampler, study: sampler, trials)
-    _, behind = proposals(
-        make, lambda sampler, study: Horizon(sampler, lambda: study.get_trials(deepcopy=False)), trials
-    )
+    _, behind = proposals(make, in_sight, trials)
     assert behind == alone
     assert len({str(params) for params in alone}) > trials / 2
 
 
 def test_what_is_out_of_sight_does_not_matter():
     def near(sampler, study):
-        return Horizon(sampler, lambda: study.get_trials(deepcopy=False)[-12:])
+        def newest():
+            return study.get_trials(deepcopy=False)[-12:]
+
+        return Horizon(sampler, newest, newest)
 
     study, _ = proposals(tpe, near, 40)
     few = optuna.create_study(directions=["maximize", "minimize"])
@@ -76,6 +90,7 @@ def drawn(study, sampler):
 def test_a_sampler_is_shown_a_study_that_is_the_real_one_but_for_its_trials():
     class Curious(BaseSampler):
         def infer_relative_search_space(self, study, trial):
+            asked.append([trial.number for trial in study.get_trials()])
             return {}
 
         def sample_relative(self, study, trial, search_space):
@@ -94,13 +109,16 @@ def test_a_sampler_is_shown_a_study_that_is_the_real_one_but_for_its_trials():
         def after_trial(self, study, trial, state, values):
             told.append(state)
 
-    seen, told = [], []
+    seen, told, asked = [], [], []
     whole = optuna.create_study(directions=["maximize", "minimize"])
     for _ in range(3):
         whole.tell(whole.ask(), [0.0, 0.0])
-    whole.sampler = Horizon(Curious(), lambda: whole.get_trials(deepcopy=False)[1:])
+    whole.sampler = Horizon(
+        Curious(), lambda: whole.get_trials(deepcopy=False)[1:], lambda: whole.get_trials(deepcopy=False)[:1]
+    )
     trial = whole.ask()
     trial.suggest_float("x", 0, 1)
     whole.tell(trial, state=TrialState.FAIL)
     assert seen == [([1, 2, 3], 1, whole.directions)]
+    assert asked == [[0]]
     assert told == ["begin", TrialState.FAIL]

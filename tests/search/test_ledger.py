@@ -3,10 +3,12 @@
 import io
 import os
 import pickle
+import shutil
 from collections import Counter
 
 import pytest
 from optuna.storages import JournalStorage
+from optuna.trial import FixedTrial
 from proposals import BASELINE, Driver, Widths, experiment
 from rich.console import Console
 
@@ -89,20 +91,59 @@ def test_a_proposal_without_a_policy_has_no_record_yet(start):
         searcher.record(0)
 
 
-def test_seen_are_the_front_the_newest_that_ended_and_all_that_have_not(start):
+@pytest.mark.parametrize("most", [8, 16, 1000])
+def test_seen_are_the_front_the_newest_those_under_way_and_a_part_of_the_history(start, most):
     searcher = start(trials=100)
     driver = Driver(searcher)
     for number in range(60):
         driver.run(1, first=number)
         trials = searcher.study.get_trials(deepcopy=False)
-        ended = [trial.number for trial in trials if trial.state.is_finished()]
         best = {item.number for item in front(searcher.records(), ("accuracy", "macs"))}
-        for newest in (0, 7, 1000):
-            open_ = {trial.number for trial in trials if not trial.state.is_finished()}
-            expected = sorted(best | set(ended[max(0, len(ended) - newest) :]) | open_)
-            seen = searcher.ledger.seen(newest)
-            assert [trial.number for trial in seen] == expected
-            assert seen == [trials[number] for number in expected]
+        under_way = {trial.number for trial in trials if not trial.state.is_finished()}
+        newest = {trial.number for trial in trials[-most // 8 :]}
+        step = next(step for step in (1, 2, 4, 8) if len(trials) <= most * step)
+        spread = {trial.number for trial in trials if trial.number % step == 0}
+        seen = searcher.ledger.seen(most)
+        assert [trial.number for trial in seen] == sorted(best | under_way | newest | spread)
+        assert seen == [trials[trial.number] for trial in seen]
+
+
+def test_shapes_are_the_first_trials_that_ended_with_their_dimensions(start):
+    class Either(Widths):
+        def suggest(self, trial):
+            names = self.names if trial.suggest_categorical("all", [True, False]) else self.names[:1]
+            widths = {name: trial.suggest_int(f"width.{name}", 1, 16) for name in names}
+            return super().suggest(FixedTrial({f"width.{n}": widths.get(n, 16) for n in self.names}))
+
+    searcher = start()
+    searcher._proposer = Either(3)
+    driver = Driver(searcher)
+    for number in range(40):
+        driver.run(1, first=number)
+        first = {}
+        for trial in searcher.study.get_trials(deepcopy=False):
+            if trial.state.is_finished():
+                first.setdefault((trial.state, frozenset(trial.params)), trial)
+        assert searcher.ledger.shapes() == list(first.values())
+    assert len(first) > 3
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
+def test_a_sweep_of_any_dimensions_is_proposed_as_optunas_own_sampler_would(start, monkeypatch, sampler):
+    def params():
+        return [record.params for record in found.records()]
+
+    def plain(self, number):
+        return module._sampler(self._experiment, number)
+
+    found = start(30, sampler)
+    Driver(found).run(30)
+    bounded = params()
+    shutil.rmtree(found._folder)
+    monkeypatch.setattr(StudySearcher, "_sampler", plain)
+    found = start(30, sampler)
+    Driver(found).run(30)
+    assert bounded == params()
 
 
 # ── the work ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -159,16 +200,16 @@ def test_the_last_of_many_trials_costs_the_driver_what_the_first_did(start, monk
 
 
 def test_the_sampler_is_shown_no_more_trials_after_many(start, monkeypatch):
-    monkeypatch.setattr(module, "NEWEST", 20)
-    searcher = start(90, "tpe", groups=5)
+    monkeypatch.setattr(module, "SEEN", 16)
+    searcher = start(90, "tpe", groups=2)
     shown, seen = [], searcher.ledger.seen
 
-    def counted(newest):
-        found = seen(newest)
+    def counted(most):
+        found = seen(most)
         shown.append(len(found) - len(searcher.ledger._front))
         return found
 
     searcher.ledger.seen = counted
     Driver(searcher).run(90)
     assert len(searcher.records()) == 90
-    assert 20 <= max(shown) <= 20 + 8
+    assert 8 <= max(shown) <= 16 + 2 + 8  # of the history, the newest, those under way

@@ -102,6 +102,18 @@ def test_each_trial_that_ends_is_told_once_in_one_line():
     assert "fpgm  beyond the limits  12 s" in told[4]
 
 
+def test_told_only_what_changed_the_view_shows_the_same():
+    many = [record(number, accuracy=0.5 + number % 7 / 20, macs=1e6 * (number * 5 % 11) + 1e6) for number in range(20)]
+    many[3], many[11] = SOME[2], record(11, accuracy=0.99, feasible=False)
+    whole, bits = (Console(record=True, width=80, force_terminal=True, file=io.StringIO()) for _ in range(2))
+    for console, some in ((whole, lambda count: many[:count]), (bits, lambda count: many[count - 1 : count])):
+        view = LiveView(24, BASELINE, OBJECTIVES, live=False, console=console)
+        for count in range(1, 21):
+            view.update([*some(count), SOME[5]], 1)
+        console.print(view.panel())
+    assert bits.export_text() == whole.export_text()
+
+
 def test_trials_of_an_earlier_run_are_counted_but_neither_told_nor_timed(monkeypatch):
     now = 1000.0
     monkeypatch.setattr(time, "time", lambda: now)

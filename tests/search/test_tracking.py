@@ -22,10 +22,11 @@ from hypothesis import strategies as st
 from pruning import AuxiliaryPlacement, CriterionSpec, ModelSpec, Policy
 from search.config import parse_experiment
 from search.errors import SweepError
+from search.pareto import front
 from search.results import Metrics, State, TrialRecord
 from search.tracking import Tracker, default_uri, serve, sync, tracker, ui_command
 from search.tracking.delivery import Delivery
-from search.tracking.ledger import record_from_json, record_to_json
+from search.tracking.ledger import Ledger, record_from_json, record_to_json
 from search.tracking.outbox import OUTBOX, Outbox, read_lines
 from search.tracking.place import set_environment, without_password
 from search.tracking.position import OFFSET, Position
@@ -274,6 +275,34 @@ def test_without_tracking_nothing_is_written(storage):
     found = experiment(storage, tracking={"enabled": False})
     tell_all(found)
     assert not (found.folder / OUTBOX).exists()
+
+
+told = st.tuples(
+    st.integers(0, 5),
+    st.sampled_from(State),
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.sampled_from([True, True, False]),
+)
+
+
+@given(told=st.lists(told, max_size=20))
+def test_how_a_sweep_stands_is_known_line_by_line_even_if_trials_end_twice_or_go_on(told):
+    ledger, last = Ledger(), {}
+    ledger.add({"kind": "start", "experiment": {"objectives": ["accuracy", "params"]}, "baseline": BASELINE})
+    for number, state, accuracy, macs, feasible in told:
+        record = trial(number, accuracy / 10, 100 * macs, state, feasible=feasible)
+        if state is State.FAILED:
+            record = replace(record, history=())
+        last[number] = record
+        ended = [other for other in last.values() if other.state is not State.RUNNING]
+        progress = ledger.progress_with(record)
+        assert progress.standing.ended.total() == len(ended)
+        assert list(progress.standing.front) == front(ended, ("accuracy", "params"))
+        cheap = [other.metrics.accuracy for other in ended if other.counts and other.metrics.macs <= 500]
+        assert (progress.best and progress.best.metrics.accuracy) == max(cheap, default=None)
+        kind = "trial_started" if state is State.RUNNING else "trial_ended"
+        ledger.add({"kind": kind, "record": record_to_json(record)})
 
 
 # ── outages ──────────────────────────────────────────────────────────────────────────────────────────────────────────
