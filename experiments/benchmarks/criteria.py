@@ -43,8 +43,9 @@ from pruning import (
 SCRIPTS = ("map_spectra", "apib_paths", "reconstruction")
 PARTS = (*SCRIPTS, "pass", "memory")
 MAPS = ("apoz", "hrank", "chip")
-OPTIONS = {"dcp": {"mode": "fast", "complete": False}, "random_dcp": {"mode": "fast", "complete": False}}
-"""Of criteria whose defaults are for small networks."""
+_FAST = {"mode": "fast", "complete": False, "learning_rate": 1e-4}
+OPTIONS = {"dcp": _FAST, "random_dcp": _FAST}
+"""Of criteria whose defaults are for small, trained networks."""
 
 
 def main() -> None:

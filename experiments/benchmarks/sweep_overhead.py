@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,10 +33,13 @@ from pruning import CostModel, ImageData, ModelSpec, Policy, Recipe, build_model
 from pruning.data import Pixels, TensorSplit
 from search import sweep
 from search.config import Experiment, SearchSpace, Tracking
+from search.guide import guide_of
 from search.inputs import Baseline, Inputs, searched_groups, silent
 from search.launching import ray_session
 from search.progress import LiveView
+from search.rankings import rank_all
 from search.results import Metrics
+from search.sharing import Shared, received, share
 from search.space import Space
 from search.study import StudySearcher, create_study
 from search.tracking import Tracker
@@ -63,6 +66,7 @@ def parse_arguments() -> argparse.Namespace:
     shared.add_argument("--sampler", default="tpe", choices=["random", "tpe", "nsga2", "gp"])
     shared.add_argument("--mlflow", action="store_true", help="tell MLflow, in a SQLite file")
     shared.add_argument("--folder", type=Path, help="where the sweep's files go for a while")
+    shared.add_argument("--surrogate", action="store_true", help="it makes half of the proposals; random weights rank")
     parts = parser.add_subparsers(required=True)
     noop = parts.add_parser("noop", parents=[shared], help="a real sweep of trials that do nothing")
     noop.add_argument("--trials", type=int, default=200)
@@ -85,7 +89,10 @@ def make_inputs(arguments: argparse.Namespace, folder: Path) -> Inputs:
     groups = find_groups(network, example)
     cost = CostModel(network, groups, example)
     two = TensorSplit(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.arange(2), Pixels((0.5,) * 3, (0.25,) * 3))
-    search = SearchSpace(trials=arguments.trials, concurrent=arguments.jobs, sampler=arguments.sampler)
+    proposes = {"surrogate": "sensitivity" if arguments.surrogate else "none", "start": []}
+    search = SearchSpace.model_validate(
+        {"trials": arguments.trials, "concurrent": arguments.jobs, "sampler": arguments.sampler, **proposes}
+    )
     return Inputs(
         experiment=Experiment(
             name="overhead",
@@ -129,19 +136,21 @@ def run_noop(arguments: argparse.Namespace, folder: Path) -> None:
         create_study(experiment.folder, experiment)
         began, busy = time.perf_counter(), time.process_time()
         with patch.object(sweep, "_train", report_at_once), redirect_stdout(io.StringIO()):  # one line each
-            ended = sweep._launch(inputs, make_space(inputs), experiment.folder, silent, live=True)
+            inputs, shared = share(inputs)
+            ended = sweep._launch(inputs, shared, make_space(inputs), experiment.folder, silent, live=True)
         whole, busy = time.perf_counter() - began, time.process_time() - busy
     starts = [record.started for record in ended.records if record.started is not None][2 * arguments.jobs :]
     each = 1e3 * (starts[-1] - starts[0]) / (len(starts) - 1)
     verdict = "met" if each <= NOOP_TARGET_MS else "missed"
     print(
-        f"noop, {arguments.sampler}: {arguments.trials} trials, {arguments.jobs} at a time: {each:.0f} ms a trial once "
-        f"the workers are up (target {NOOP_TARGET_MS}: {verdict}); {whole:.1f} s with start and end, the driver busy "
-        f"for {busy:.1f} s of them"
+        f"noop, {proposers(arguments)}: {arguments.trials} trials, {arguments.jobs} at a time: {each:.0f} ms a trial "
+        f"once the workers are up (target {NOOP_TARGET_MS}: {verdict}); {whole:.1f} s with start and end, the driver "
+        f"busy for {busy:.1f} s of them"
     )
 
 
-def report_at_once(config: dict[str, Any], inputs: Inputs) -> None:
+def report_at_once(config: dict[str, Any], shared: Shared) -> None:
+    inputs = received(shared)
     policy = Policy.from_json(config["policy"])
     for epoch in range(EPOCHS + 1):
         tune.report(invented(config["number"], policy, epoch, inputs))
@@ -165,7 +174,10 @@ def run_simulated(arguments: argparse.Namespace, folder: Path) -> None:
     inputs = make_inputs(arguments, folder)
     experiment, baseline = inputs.experiment, inputs.baseline.to_dict()
     create_study(experiment.folder, experiment)
-    searcher = StudySearcher(experiment.folder, experiment, make_space(inputs), baseline)
+    if arguments.surrogate:
+        inputs = replace(inputs, rankings=rank_all(inputs))
+    space = make_space(inputs)
+    searcher = StudySearcher(experiment.folder, experiment, space, baseline, guide_of(inputs, space))
     tracker = Tracker(experiment.folder, experiment)
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         view = LiveView(experiment.search.trials, baseline, experiment.objectives, console=Console(file=nowhere))
@@ -248,6 +260,10 @@ def delivered(inputs: Inputs) -> None:
             time.sleep(0.1)
 
 
+def proposers(arguments: argparse.Namespace) -> str:
+    return f"{arguments.sampler} and surrogate" if arguments.surrogate else str(arguments.sampler)
+
+
 def megabytes() -> float:
     """Return the size of this process now."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -255,7 +271,7 @@ def megabytes() -> float:
 
 
 def print_parts(arguments: argparse.Namespace, parts: list[Part]) -> None:
-    print(f"simulated, {arguments.sampler}, MLflow {'on' if arguments.mlflow else 'off'}: {arguments.trials} trials")
+    print(f"simulated, {proposers(arguments)}, MLflow {'on' if arguments.mlflow else 'off'}: {arguments.trials} trials")
     print(f"{'trials':>8} {'driver, ms':>11} {'busy, ms':>9} {'other threads, ms':>18} {'size, MB':>9}")
     quarters = {math.ceil(len(parts) * quarter / 4) - 1 for quarter in (1, 2, 3, 4)} | {0}
     done = 0
