@@ -4,7 +4,7 @@
 
 Each row is a policy of ResNet-20's inner groups: criterion and widths, and what was measured after the cut (batch norm
 recalibrated), and for some rows after one and two epochs of fine-tuning. The design is fixed by the seed: a budget
-drawn from 10 % to 95 % of the MACs, and widths towards it that are even, drawn for each group or for each stage, or
+drawn from 15 % to 95 % of the MACs, and widths towards it that are even, drawn for each group or for each stage, or
 drawn around those of a rule. Rows that were measured before, in the file or in its draft, are not measured again.
 """
 
@@ -45,7 +45,8 @@ SHARES = {
     "stages": 0.14,
     **{f"around {rule}": 0.18 for rule in RULES},
 }
-BUDGETS = (0.1, 0.95)
+ALONE = {"start": [], "surrogate": "none"}
+BUDGETS = (0.15, 0.95)
 EPOCHS = 2
 MEASURED = ("accuracy", "loss", "macs", "params", "seconds")
 
@@ -90,7 +91,7 @@ def experiment_of(weights: Path, images: Path, storage: Path) -> Experiment:
             "weights": str(weights.resolve()),
             "data": {"name": "image_folder", "options": {"root": str(images.resolve()), "val_fraction": 0.2}},
             "recipe": {"epochs": EPOCHS, "recalibration_images": 2048},
-            "search": {"criterion": list(CRITERIA), "allocation": ["searched", *RULES]},
+            "search": {"criterion": list(CRITERIA), "allocation": ["searched", *RULES], **ALONE},
             "storage": str(storage.resolve()),
         }
     )
