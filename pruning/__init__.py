@@ -23,7 +23,8 @@ from pruning.checkpoint import (
 )
 from pruning.cost import Cost, CostModel, count_cost
 from pruning.criteria import CRITERIA, Criterion, StreamingCriterion, rank_together
-from pruning.curves import SensitivityRanking
+from pruning.criteria.sensitivity import Sensitivity
+from pruning.curves import Curve, SensitivityRanking
 from pruning.data import DATA, ImageData, ImageSplit, load_data
 from pruning.data.pictures import intensities, read_picture
 from pruning.errors import CheckpointError, DataError, PolicyError, PruningError, RankingError, UnknownNameError
@@ -61,6 +62,7 @@ __all__ = [
     "CostModel",
     "Criterion",
     "CriterionSpec",
+    "Curve",
     "DATA",
     "DataError",
     "DeviceMemoryError",
@@ -89,6 +91,7 @@ __all__ = [
     "ReconstructionRanking",
     "Request",
     "Selector",
+    "Sensitivity",
     "SensitivityRanking",
     "StreamingCriterion",
     "TrainingError",

@@ -16,10 +16,12 @@ from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
+from search.config import Experiment
 from search.counts import note
 
 T = TypeVar("T")
 
+SUFFIX = ".safetensors"
 GIB = 2**30
 DAY = 24 * 60 * 60
 """Seconds after which a draft or a lock that nobody touched was left by a process that died."""
@@ -138,3 +140,8 @@ def _remove(path: Path, lock: Path) -> bool:
         lock.unlink(missing_ok=True)
         return True
     return False
+
+
+def cache_of(experiment: Experiment) -> Cache:
+    """Return the cache of an experiment's storage."""
+    return Cache(experiment.storage / "cache", experiment.cache_gib)

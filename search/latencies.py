@@ -11,9 +11,8 @@ from typing import Any
 import torch
 
 from pruning import LatencyModel, PruningError, measure_widths
-from search.cache import key_of
+from search.cache import cache_of, key_of
 from search.inputs import Inputs, Say, silent
-from search.rankings import cache_of
 
 NETWORKS = 40
 
@@ -37,7 +36,7 @@ def with_latency_model(inputs: Inputs, say: Say = silent) -> Inputs:
         list(inputs.example.shape),
     ]
     parts += [asked.latency.model_dump(), asked.search.widths.round_to, device, torch.get_num_threads(), NETWORKS]
-    cache = cache_of(inputs)
+    cache = cache_of(inputs.experiment)
 
     def read(path: Path) -> LatencyModel:
         try:

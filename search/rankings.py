@@ -1,4 +1,4 @@
-"""Rankings and auxiliary heads by key: from memory, from the cache folder, or made now while others wait for them."""
+"""Rankings by key: from memory, from the cache folder, or made now while others wait for them."""
 
 from __future__ import annotations
 
@@ -16,30 +16,31 @@ from pruning import (
     AuxiliaryLosses,
     AuxiliaryPlacement,
     CriterionSpec,
+    Curve,
     MixedRanking,
     Policy,
     Ranking,
     RankingError,
     Selector,
+    Sensitivity,
+    SensitivityRanking,
     StreamingCriterion,
-    fine_tune,
     is_out_of_memory,
     load_ranking,
-    load_weights,
     rank_together,
-    save_weights,
     stagewise_schedule,
     told_briefly,
-    train_heads,
 )
-from search.cache import Cache, key_of
+from search.cache import SUFFIX, cache_of, key_of
+from search.heads import heads_key, with_heads
 from search.inputs import Inputs, Say, ranking_key, seen_placement, silent
 from search.rules import prior_criterion, rules_ahead
 
 BATCH = 128
 """Images that a criterion sees at a time; DCP makes a step on each batch."""
 
-SUFFIX = ".safetensors"
+PART, PARTS = 3, 16
+"""Curves are measured of so many groups together, or of more where that would be more than so many parts."""
 
 Wanted = tuple[CriterionSpec, AuxiliaryPlacement | None]
 """What is ranked by, and the auxiliary losses that it sees."""
@@ -107,7 +108,7 @@ def ranking_for(
         _save(ranking, draft)
         return ranking
 
-    return cache_of(inputs).once(_ranking_path(inputs, criterion, placement), load_ranking, make)
+    return cache_of(inputs.experiment).once(_ranking_path(inputs, criterion, placement), load_ranking, make)
 
 
 def policy_ranking(inputs: Inputs, policy: Policy) -> Ranking:
@@ -128,7 +129,7 @@ def known_ranking(inputs: Inputs, criterion: CriterionSpec, placement: Auxiliary
     known = inputs.rankings.get(ranking_key(criterion, placement))
     if known is not None:
         return known
-    return cache_of(inputs).find(_ranking_path(inputs, criterion, placement), load_ranking)
+    return cache_of(inputs.experiment).find(_ranking_path(inputs, criterion, placement), load_ranking)
 
 
 def rank_ahead(
@@ -142,7 +143,7 @@ def rank_ahead(
     Raises:
         PruningError: as for `ranking_for`; nothing of the pass is kept.
     """
-    cache = cache_of(inputs)
+    cache = cache_of(inputs.experiment)
     seen = placement if inputs.experiment.auxiliary.schedule == "joint" else None  # no such criterion sees the losses
     built = {
         _ranking_path(inputs, spec, seen): (spec, CRITERIA.build(spec.name, **spec.options))
@@ -173,47 +174,13 @@ def ranked_network(inputs: Inputs, criterion: CriterionSpec, placement: Auxiliar
     return with_heads(inputs, placement)[0]
 
 
-def with_heads(inputs: Inputs, placement: AuxiliaryPlacement, say: Say = silent) -> tuple[nn.Module, AuxiliaryLosses]:
-    """Return the baseline with trained heads, both on the CPU; after schedule `joint` the fine-tuned baseline.
-
-    Heads are trained once for each placement; whoever asks for some that are being trained waits for them.
-
-    Raises:
-        PruningError: auxiliary losses that do not fit the network.
-    """
-    spec, network = inputs.experiment.auxiliary, inputs.network()
-    auxiliary = AuxiliaryLosses(
-        network, placement, inputs.model.num_classes, inputs.example, seed=inputs.experiment.search.seed
-    )
-    trained: nn.Module = auxiliary.heads
-    if spec.schedule == "joint":
-        trained = nn.ModuleDict({"network": network, "heads": auxiliary.heads})
-
-    def read(path: Path) -> nn.Module:
-        load_weights(trained, path)
-        return trained
-
-    def make(draft: Path) -> nn.Module:
-        say(f"training auxiliary heads at {placement} on the frozen network")
-        where: dict[str, Any] = {"device": inputs.device, "seed": inputs.experiment.search.seed}
-        for epoch in train_heads(network, auxiliary, inputs.data.train, spec.heads, **where):
-            say(f"  epoch {epoch.epoch}/{spec.heads.epochs}: loss {epoch.loss:.3f}")
-        if spec.schedule == "joint":
-            say("fine-tuning the network with its auxiliary losses")
-            for epoch in fine_tune(network, inputs.data.train, spec.fine_tuning, auxiliary=auxiliary, **where):
-                say(f"  epoch {epoch.epoch}/{spec.fine_tuning.epochs}: loss {epoch.loss:.3f}")
-        trained.cpu()
-        save_weights(trained, draft)
-        return trained
-
-    cache = cache_of(inputs)
-    cache.once(cache.path("auxiliary", _heads_key(inputs, placement), SUFFIX), read, make)
-    return network.cpu().eval(), auxiliary
-
-
 def _rank(inputs: Inputs, spec: CriterionSpec, placement: AuxiliaryPlacement | None, say: Say) -> Ranking:
     """Rank the searched groups by one criterion, on training images where it needs any."""
     criterion, asked = CRITERIA.build(spec.name, **spec.options), inputs.experiment
+    if isinstance(criterion, Sensitivity):
+        base = _base(inputs, criterion, say)
+        parts = [curves_of(inputs, spec, names, say) for names in parts_of(inputs, spec)]
+        return SensitivityRanking(base, {name: curve for part in parts for name, curve in part.items()})
     network, auxiliary = _subject(inputs, placement, say)
     if not criterion.needs_data:
         return criterion.rank(network, inputs.searched)
@@ -236,6 +203,47 @@ def _rank(inputs: Inputs, spec: CriterionSpec, placement: AuxiliaryPlacement | N
             say=say,
         )
     return criterion.rank(network, inputs.searched, batches, auxiliary)
+
+
+def parts_of(inputs: Inputs, spec: CriterionSpec) -> list[tuple[str, ...]]:
+    """Return the searched groups in parts whose curves can be measured apart; none unless the criterion has curves."""
+    if not isinstance(CRITERIA.build(spec.name, **spec.options), Sensitivity):
+        return []
+    names = tuple(inputs.searched)
+    size = max(PART, -(-len(names) // PARTS))
+    return [names[first : first + size] for first in range(0, len(names), size)]
+
+
+def curves_of(inputs: Inputs, spec: CriterionSpec, names: tuple[str, ...], say: Say = silent) -> dict[str, Curve]:
+    """Return the curves of one of `parts_of`; whoever asks for some that are being measured waits for them.
+
+    Raises:
+        RankingError: as for `ranking_for`.
+    """
+    criterion = CRITERIA.build(spec.name, **spec.options)
+    assert isinstance(criterion, Sensitivity)
+
+    def make(draft: Path) -> Ranking:
+        base = _base(inputs, criterion, say)
+        say(f"cutting {names[0]} to {names[-1]} one by one" if len(names) > 1 else f"cutting {names[0]}")
+        with _memory_told(spec.name):
+            network, _ = _subject(inputs, None, say)
+            curves = criterion.curves(network, inputs.searched.only(names), base, _batches(inputs))
+        ranking = SensitivityRanking(base, curves)
+        ranking.save(draft)
+        return ranking
+
+    path = cache_of(inputs.experiment).path(
+        "curves", f"{_ranking_key(inputs, spec, None)}-{key_of(list(names))}", SUFFIX
+    )
+    found = cache_of(inputs.experiment).once(path, load_ranking, make)
+    assert isinstance(found, SensitivityRanking)
+    return found.curves
+
+
+def _base(inputs: Inputs, criterion: Sensitivity, say: Say) -> Ranking:
+    with criterion.told_of_base():
+        return ranking_for(inputs, CriterionSpec(name=criterion.criterion, options=dict(criterion.options)), None, say)
 
 
 @contextmanager
@@ -280,13 +288,8 @@ def _batches(inputs: Inputs) -> list[tuple[Tensor, Tensor]]:
 # ── keys ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def cache_of(inputs: Inputs) -> Cache:
-    """Return the cache of the experiment's storage."""
-    return Cache(inputs.experiment.storage / "cache", inputs.experiment.cache_gib)
-
-
 def _ranking_path(inputs: Inputs, spec: CriterionSpec, placement: AuxiliaryPlacement | None) -> Path:
-    return cache_of(inputs).path("rankings", f"{spec.name}-{_ranking_key(inputs, spec, placement)}", SUFFIX)
+    return cache_of(inputs.experiment).path("rankings", f"{spec.name}-{_ranking_key(inputs, spec, placement)}", SUFFIX)
 
 
 def derived_key(inputs: Inputs, spec: CriterionSpec, placement: AuxiliaryPlacement | None, parts: list[Any]) -> str:
@@ -301,15 +304,5 @@ def _ranking_key(inputs: Inputs, spec: CriterionSpec, placement: AuxiliaryPlacem
     if CRITERIA.build(spec.name, **spec.options).needs_data:
         parts += [inputs.data.fingerprint, experiment.search.ranking_images, experiment.search.seed]
     if placement is not None:
-        parts += [placement.weight, _heads_key(inputs, placement), experiment.auxiliary.model_dump(mode="json")]
-    return key_of(parts)
-
-
-def _heads_key(inputs: Inputs, placement: AuxiliaryPlacement) -> str:
-    """Return the key of trained heads; without fine-tuning their weight in the loss plays no part."""
-    spec, experiment = inputs.experiment.auxiliary, inputs.experiment
-    parts = [inputs.weights_hash, inputs.model.model_dump(), inputs.data.fingerprint, experiment.search.seed]
-    parts += [placement.model_dump(mode="json", exclude={"weight"}), spec.heads.model_dump(mode="json")]
-    if spec.schedule == "joint":
-        parts += [placement.weight, spec.fine_tuning.model_dump(mode="json")]
+        parts += [placement.weight, heads_key(inputs, placement), experiment.auxiliary.model_dump(mode="json")]
     return key_of(parts)

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from pruning import AuxiliaryPlacement, CriterionSpec, measure_sensitivity
 from search.asked import width_at
+from search.cache import cache_of
 from search.inputs import Inputs, Say, silent
-from search.rankings import cache_of, derived_key, ranked_network, ranking_for
+from search.rankings import derived_key, ranked_network, ranking_for
 
 BATCH = 256
 """Images that run at a time; the numbers hardly depend on it."""
@@ -44,7 +45,7 @@ def curves_for(
     ranking = ranking_for(inputs, criterion, placement, say)
     recipe = inputs.experiment.recipe
     setting = [inputs.data.fingerprint, recipe.recalibration_images, recipe.augment, inputs.experiment.search.seed]
-    cache, groups = cache_of(inputs), inputs.searched
+    cache, groups = cache_of(inputs.experiment), inputs.searched
     path = cache.path("sensitivity", derived_key(inputs, criterion, placement, setting), ".jsonl")
     asked = {name: sorted({width_at(share, group) for share in shares}) for name, group in groups.items()}
     with cache.locked(path):

@@ -15,11 +15,30 @@ from pruning import CRITERIA, PruningError, Ranking, StreamingCriterion
 from search.counts import Event, counting, note
 from search.errors import SearchError, SweepError
 from search.inputs import Inputs, Say, ranking_key, silent
-from search.rankings import Wanted, known_ranking, rank_ahead, rank_all, ranking_for, wanted_ahead
+from search.rankings import (
+    Wanted,
+    curves_of,
+    known_ranking,
+    parts_of,
+    rank_ahead,
+    rank_all,
+    ranking_for,
+    wanted_ahead,
+)
 from search.worker import take_share
 
-Job = list[Wanted]
-"""What one task ranks by; several criteria share a pass over the images."""
+
+@dataclass(frozen=True)
+class Job:
+    """What one task ranks by; several criteria share a pass over the images.
+
+    Attributes:
+        wanted: the criteria.
+        part: the groups whose curves are measured, of one criterion that has some; else empty, and all are ranked.
+    """
+
+    wanted: list[Wanted]
+    part: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,7 +113,7 @@ def rank_in_tasks(inputs: Inputs, unranked: ray.ObjectRef[Any], say: Say = silen
     """
     wanted = wanted_ahead(inputs)
     known = {key: found for key, one in wanted.items() if (found := known_ranking(inputs, *one)) is not None}
-    jobs = _jobs({key: one for key, one in wanted.items() if key not in known})
+    jobs = _jobs(inputs, {key: one for key, one in wanted.items() if key not in known})
     if len(jobs) < 2:
         return rank_all(replace(inputs, rankings=known), say)
     say(f"ranking channels in {len(jobs)} tasks")
@@ -109,16 +128,24 @@ def rank_in_tasks(inputs: Inputs, unranked: ray.ObjectRef[Any], say: Say = silen
             for kind, key, made in answer.events:
                 note(kind, key, made=made)
             known |= answer.rankings
-    return {key: known[key] for key in wanted}
+    return {key: known[key] if key in known else ranking_for(inputs, *one, say) for key, one in wanted.items()}
 
 
-def _jobs(missing: Mapping[str, Wanted]) -> list[Job]:
-    """Split what is missing: criteria by feature maps of the same network are one job, each other one is its own."""
-    passes: dict[str, Job] = defaultdict(list)
+def _jobs(inputs: Inputs, missing: Mapping[str, Wanted]) -> list[Job]:
+    """Split what is missing.
+
+    Criteria by feature maps of the same network are one job, curves are one for each part, each other criterion is its
+    own.
+    """
+    passes: dict[str, list[Wanted]] = defaultdict(list)
+    curves: list[Job] = []
     for key, (criterion, seen) in missing.items():
+        if parts := parts_of(inputs, criterion):
+            curves += [Job([(criterion, seen)], part) for part in parts]
+            continue
         streams = isinstance(CRITERIA.build(criterion.name, **criterion.options), StreamingCriterion)
         passes[f"pass {seen}" if streams else key].append((criterion, seen))
-    return list(passes.values())
+    return [*map(Job, passes.values()), *curves]
 
 
 def _attempt(inputs: Inputs, job: Job) -> _Answer | PruningError | SearchError:
@@ -134,9 +161,12 @@ def _attempt(inputs: Inputs, job: Job) -> _Answer | PruningError | SearchError:
 
 
 def _rank(inputs: Inputs, job: Job, say: Say) -> dict[str, Ranking]:
-    if len(job) > 1:
-        rank_ahead(inputs, [criterion for criterion, _ in job], job[0][1], say)
-    return {ranking_key(criterion, seen): ranking_for(inputs, criterion, seen, say) for criterion, seen in job}
+    if job.part:
+        curves_of(inputs, job.wanted[0][0], job.part, say)
+        return {}
+    if len(job.wanted) > 1:
+        rank_ahead(inputs, [criterion for criterion, _ in job.wanted], job.wanted[0][1], say)
+    return {ranking_key(criterion, seen): ranking_for(inputs, criterion, seen, say) for criterion, seen in job.wanted}
 
 
 def _answers(running: dict[ray.ObjectRef[Any], Job]) -> Iterator[_Answer]:
@@ -149,7 +179,7 @@ def _answers(running: dict[ray.ObjectRef[Any], Job]) -> Iterator[_Answer]:
         except ray.exceptions.RayTaskError:  # raised in the task: a bug, with its traceback
             raise
         except ray.exceptions.RayError as error:
-            names = ", ".join(criterion.name for criterion, _ in job)
+            names = ", ".join(criterion.name for criterion, _ in job.wanted)
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise SweepError(f"ranking by {names}: {reason}") from None
         if isinstance(answer, Exception):

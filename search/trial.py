@@ -25,8 +25,9 @@ from pruning import (
     recalibrate,
     set_weights,
 )
+from search.heads import with_heads
 from search.inputs import Inputs
-from search.rankings import policy_ranking, with_heads
+from search.rankings import policy_ranking
 from search.results import Metrics
 
 

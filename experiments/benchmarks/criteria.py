@@ -44,7 +44,7 @@ SCRIPTS = ("map_spectra", "apib_paths", "reconstruction")
 PARTS = (*SCRIPTS, "pass", "memory")
 MAPS = ("apoz", "hrank", "chip")
 _FAST = {"mode": "fast", "complete": False, "learning_rate": 1e-4}
-OPTIONS = {"dcp": _FAST, "random_dcp": _FAST}
+OPTIONS = {"dcp": _FAST, "random_dcp": _FAST, "sensitivity": {"shares": (0.25, 0.75)}}
 """Of criteria whose defaults are for small, trained networks."""
 
 

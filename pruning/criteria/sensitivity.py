@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pruning.auxiliary import AuxiliaryLosses
-from pruning.criteria import CRITERIA, Batches, Criterion, calibration, register
-from pruning.curves import SensitivityRanking
+from pruning.criteria import CRITERIA, Batches, calibration, register
+from pruning.curves import Curve, SensitivityRanking
 from pruning.errors import OptionError, RankingError
 from pruning.groups import ChannelGroups
 from pruning.ranking import Ranking
@@ -76,22 +77,46 @@ class Sensitivity:
             RankingError: what the base raises, or a loss that is not finite.
         """
         base = CRITERIA.build(self.criterion, **self.options)
-        everything = base.needs_data or self.images is None
-        count = None if everything else max(self.images or 0, self.recalibration_images)
-        data = list(calibration(batches, self.name, model, count))
-        ranking = self._ranked(base, model, groups, data)
+        data = self._data(batches, model, everything=base.needs_data)
+        with self.told_of_base():
+            ranking = base.rank(model, groups, data)
+        return SensitivityRanking(ranking, self._curves(model, groups, ranking, data))
+
+    def curves(
+        self, model: nn.Module, groups: ChannelGroups, ranking: Ranking, batches: Batches | None
+    ) -> dict[str, Curve]:
+        """Measure some groups as `rank` does, which ranks all of them first.
+
+        Args:
+            model: the network, which is not changed.
+            groups: those to measure.
+            ranking: the base's, of these groups or more.
+            batches: as for `rank`.
+
+        Raises:
+            RankingError: a loss that is not finite.
+        """
+        return self._curves(model, groups, ranking, self._data(batches, model, everything=False))
+
+    def _data(self, batches: Batches | None, model: nn.Module, *, everything: bool) -> list[tuple[Tensor, Tensor]]:
+        all_of_them = everything or self.images is None
+        count = None if all_of_them else max(self.images or 0, self.recalibration_images)
+        return list(calibration(batches, self.name, model, count))
+
+    def _curves(
+        self, model: nn.Module, groups: ChannelGroups, ranking: Ranking, data: list[tuple[Tensor, Tensor]]
+    ) -> dict[str, Curve]:
         images, labels = torch.cat([images for images, _ in data]), torch.cat([labels for _, labels in data])
         recalibration, test = (_batched(images, labels, size) for size in (self.recalibration_images, self.images))
-        found = measure_sensitivity(model, groups, ranking, recalibration, test, self.shares)
-        return SensitivityRanking(ranking, curves_of(found))
+        return curves_of(measure_sensitivity(model, groups, ranking, recalibration, test, self.shares))
 
-    def _ranked(
-        self, base: Criterion, model: nn.Module, groups: ChannelGroups, data: list[tuple[Tensor, Tensor]]
-    ) -> Ranking:
+    @contextmanager
+    def told_of_base(self) -> Iterator[None]:
+        """Have what the base raises name this criterion, too."""
         try:
-            return base.rank(model, groups, data)
+            yield
         except RankingError as error:
-            reason = str(error).removeprefix(f"criterion '{base.name}', ")
+            reason = str(error).removeprefix(f"criterion '{self.criterion}', ")
             raise RankingError(f"criterion '{self.name}', {reason}; its base is '{self.criterion}'") from None
 
 

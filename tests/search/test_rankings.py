@@ -8,9 +8,10 @@ import tiny
 import torch
 
 from pruning import CRITERIA, AuxiliaryPlacement, CriterionSpec, GreedyRanking, hash_weights
-from search import rankings
+from search import heads
+from search.heads import with_heads
 from search.prepare import prepare
-from search.rankings import rank_all, ranked_network, ranking_for, with_heads
+from search.rankings import rank_all, ranked_network, ranking_for
 
 L1, CCP, DCP = (CriterionSpec(name=name) for name in ("l1", "ccp", "dcp"))
 ONE, TWO = (AuxiliaryPlacement(kind="explicit", positions=places) for places in ((2,), (1, 3)))
@@ -54,13 +55,13 @@ def made(monkeypatch):
             return _rank(self, *args)
 
         monkeypatch.setattr(criterion, "rank", rank)
-    train = rankings.train_heads
+    train = heads.train_heads
 
     def noted(model, auxiliary, *args, **options):
         calls.append(f"heads {auxiliary.placement}")
         return train(model, auxiliary, *args, **options)
 
-    monkeypatch.setattr(rankings, "train_heads", noted)
+    monkeypatch.setattr(heads, "train_heads", noted)
     return calls
 
 

@@ -13,8 +13,8 @@ import tiny
 import torch
 from ray import cloudpickle, tune
 
-from pruning import CriterionSpec, Policy, PruningError, Recipe, hash_weights, save_weights
-from search import sharing
+from pruning import CRITERIA, CriterionSpec, Policy, PruningError, Recipe, hash_weights, save_weights
+from search import rankings, sharing
 from search.counts import Counts, counting, read_events
 from search.errors import ExperimentError, SweepError
 from search.inputs import Inputs, ranking_key
@@ -97,6 +97,28 @@ def test_tasks_make_the_rankings_that_are_made_here_without_them(baseline, stora
     with counting(again.events.append):
         assert [*rank_in_tasks(there, None, said.append)] == [*expected]
     assert (again.made("rankings"), len(again.found("rankings"))) == ([], len(expected))
+
+
+@pytest.mark.parametrize("base", ["l1", "taylor"])
+def test_curves_are_measured_in_parts_as_here_in_one_piece(baseline, storage, tmp_path, monkeypatch, base):
+    monkeypatch.setattr(rankings, "PART", 1)
+    quick = {"criterion": base, "shares": [0.5], "images": 20, "recalibration_images": 10}
+    spec = {"name": "sensitivity", "options": quick}
+    search = {"groups": "inner", "criterion": [spec], "ranking_images": 30}
+    inputs = prepare_unranked(experiment(storage, model="tiny:blocks", search=search))
+    parts = [(name,) for name in inputs.searched]
+    assert len(parts) > 1
+    whole = CRITERIA.build("sensitivity", **quick).rank(inputs.network(), inputs.searched, rankings._batches(inputs))
+    there, said, counts = in_own_cache(inputs, tmp_path / "there"), [], Counts()
+    with counting(counts.events.append):
+        (found,) = rank_in_tasks(there, ray.put(there), said.append).values()
+    assert hash_of(found) == hash_of(whole)
+    assert said[0] == f"ranking channels in {len(parts)} tasks"
+    assert sorted(line for line in said if "cutting" in line) == sorted(f"cutting {name}" for (name,) in parts)
+    assert (len(counts.made("curves")), len(set(counts.made("curves")))) == (len(parts), len(parts))
+    assert len(counts.made("rankings")) == 2  # the base and its own
+    (here,) = rank_all(in_own_cache(inputs, tmp_path / "here")).values()
+    assert hash_of(here) == hash_of(whole)
 
 
 def test_a_ranking_that_is_missing_alone_is_made_without_a_task(baseline, storage, monkeypatch):

@@ -47,6 +47,18 @@ def test_its_curves_are_those_of_its_images():
     assert numbers(ranking.curves) == numbers(curves_of(measure_sensitivity(model, groups, base, *data, SHARES)))
 
 
+@pytest.mark.parametrize("base", ["l1", "taylor"])
+def test_its_curves_can_be_measured_group_by_group(base):
+    model, data = prepared(Residual()), batches(*pictures(40), 9)
+    criterion = CRITERIA.build("sensitivity", criterion=base, images=30, recalibration_images=20)
+    groups = find_groups(model, IMAGE)
+    ranking = criterion.rank(model, groups, data)
+    apart = {}
+    for name in groups:
+        apart |= criterion.curves(model, groups.only([name]), ranking.base, data)
+    assert numbers(apart) == numbers(ranking.curves)
+
+
 @pytest.mark.parametrize(
     "options",
     [
