@@ -182,7 +182,7 @@ class SurrogateSpec(Section):
     """
 
     kind: Literal["sensitivity", "quadratic", "none"] = "sensitivity"
-    share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    share: Annotated[float, Field(gt=0, le=1)] = 0.75
     candidates: Annotated[int, Field(ge=1)] = 100_000
 
 

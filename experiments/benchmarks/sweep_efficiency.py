@@ -6,22 +6,21 @@
 All methods propose policies of the same network, with the same criteria to choose from, and have them measured in the
 same way: cut, batch norm recalibrated, `--epochs` of fine-tuning. One trial at a time.
 
-- `ours`: the defaults of a sweep: starts, surrogate, TPE on directions that meet a budget, and with epochs ParetoASHA;
+- `ours`: the defaults of a sweep: starts, surrogate, TPE on directions that meet a budget;
 - `no starts`, `no surrogate`, `plain`: the same without starts, without surrogate, without both;
+- `ours, stopping`: `ours` with ParetoASHA; only with epochs;
 - `random`, `tpe`, `nsga2`: Ray's own OptunaSearch on a ratio for each group, at random, by TPE, by NSGA-II;
 - `asha`: the same at random, stopped by accuracy alone as ASHA does; only with epochs;
 - `uniform <criterion>`: equal ratios, budgets spread evenly.
 
-With a table nothing is trained: a proposal is measured as its nearest row of the same criterion that was not used yet.
-Otherwise every measurement is kept, and none is made twice; seconds are of the processor, those of the first time. What
-`ours` needs before its first trial (rankings, curves) counts as its seconds.
+With a table nothing is trained: see policy_replay.py. Otherwise every measurement is kept, and none is made twice;
+seconds are of the processor, those of the first time. What starts and surrogate look at before the first trial counts
+as theirs.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import gzip
 import json
 import multiprocessing
 import statistics
@@ -41,6 +40,7 @@ import optuna
 import torch
 from filelock import FileLock
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from policy_replay import Replay
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
@@ -56,12 +56,15 @@ from search.study import StudySearcher, create_study, enqueue
 from search.trial import run_trial
 
 CRITERIA = ("l1", "fpgm", "taylor", "hrank")
+ALONE = {"start": [], "surrogate": "none"}
 OURS = {
-    "ours": {},
+    "ours": dict[str, Any](),
     "no starts": {"start": []},
     "no surrogate": {"surrogate": "none"},
-    "plain": {"start": [], "surrogate": "none"},
+    "plain": ALONE,
+    "ours, stopping": {"scheduler": "pareto_asha"},
 }
+STOPPING = ("asha", "ours, stopping")
 STOCK = ("random", "tpe", "nsga2", "asha")
 METHODS = (*OURS, *STOCK, *(f"uniform {name}" for name in CRITERIA))
 LEAST = 0.1
@@ -79,9 +82,15 @@ Points = list[tuple[float, float, float]]
 
 
 class Bench(Protocol):
-    """Measures policies."""
+    """Measures policies.
+
+    Attributes:
+        inputs: of all methods, with all rankings.
+        ahead: how many seconds it takes to rank for starts and surrogate what trials do not need.
+    """
 
     inputs: Inputs
+    ahead: float
 
     def measure(self, policy: Policy, goes_on: GoesOn) -> list[Metrics]:
         """Return what a trial measured, epoch after epoch, as long as it goes on; seconds are since it began."""
@@ -103,7 +112,9 @@ def main() -> None:
     arguments = parser.parse_args()
     asked = {name: getattr(arguments, name) for name in ("weights", "images", "model", "table", "epochs", "storage")}
     runs = [(name, seed) for name in arguments.methods for seed in range(arguments.seeds)]
-    runs = [(name, seed) for name, seed in runs if name != "asha" or arguments.epochs]
+    runs = [(name, seed) for name, seed in runs if name not in STOPPING or arguments.epochs]
+    if arguments.table:
+        print(bench_of(key_of(asked)), flush=True)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(arguments.workers, context) as pool:
         jobs = {run: pool.submit(one_run, asked, *run, arguments.trials) for run in runs}
@@ -118,7 +129,7 @@ def one_run(asked: dict[str, Any], method: str, seed: int, trials: int) -> Point
     """Run one method with one seed."""
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    bench = bench_of(json.dumps(asked, default=str, sort_keys=True))
+    bench = bench_of(key_of(asked))
     return list(METHOD[method](bench, asked["epochs"], seed, trials))
 
 
@@ -133,11 +144,11 @@ def ours(options: Mapping[str, Any], bench: Bench, epochs: int, seed: int, trial
     )
     recipe = asked.recipe.model_copy(update={"epochs": epochs})
     experiment = asked.model_copy(update={"search": search, "recipe": recipe, "name": "sweep"})
-    start = time.process_time()
-    inputs = prepare(experiment) if options.get("surrogate") != "none" or "start" not in options else bench.inputs
-    inputs = replace(inputs, experiment=experiment)
+    inputs = replace(bench.inputs, experiment=experiment)
     space = space_of(inputs)
-    rungs, spent = Rungs(FACTOR), 0.0
+    stops = search.scheduler.name != "none"
+    rungs = Rungs(search.scheduler.factor, search.scheduler.first) if stops else None
+    spent, start = 0.0 if options == ALONE else bench.ahead, time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) / "sweep"
         study = create_study(home, experiment)
@@ -151,10 +162,10 @@ def ours(options: Mapping[str, Any], bench: Bench, epochs: int, seed: int, trial
             spent, start = spent + time.process_time() - start, 0.0
 
             def goes_on(metrics: Metrics, trial: int = number) -> bool:
-                if metrics.epoch in rungs.epochs(epochs):
-                    rungs.enter(trial, metrics.epoch, (-metrics.accuracy, metrics.macs), 0.0)
-                    return rungs.goes_on(trial, metrics.epoch)
-                return True
+                if rungs is None or metrics.epoch not in rungs.epochs(epochs):
+                    return True
+                rungs.enter(trial, metrics.epoch, (-metrics.accuracy, metrics.macs))
+                return rungs.goes_on(trial, metrics.epoch)
 
             history = bench.measure(Policy.from_json(config["policy"]), goes_on)
             spent += history[-1].seconds
@@ -240,14 +251,36 @@ def point(bench: Bench, spent: float, history: Sequence[Metrics], epochs: int) -
 # ── measuring ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def key_of(asked: dict[str, Any]) -> str:
+    return json.dumps(asked, default=str, sort_keys=True)
+
+
 @cache
 def bench_of(asked: str) -> Bench:
     """Return what measures, once for each process."""
     options = json.loads(asked)
     experiment = experiment_of(options)
+    inputs, ahead = prepare(experiment), seconds_ahead(experiment)
     if options["table"] != "None":
-        return Replay(prepare(experiment), Path(options["table"]))
-    return Trials(prepare(experiment), Path(options["storage"]) / "sweep-efficiency.jsonl")
+        return Replay(inputs, Path(options["table"]), ahead)
+    return Trials(inputs, ahead, experiment.storage / "sweep-efficiency.jsonl")
+
+
+def seconds_ahead(experiment: Experiment) -> float:
+    """Return what it costs to rank for starts and surrogate, measured once for a storage."""
+    path = experiment.storage / "sweep-efficiency-ahead.json"
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            with tempfile.TemporaryDirectory() as folder:
+                alone = experiment.search.model_validate(experiment.search.model_dump() | ALONE)
+                empty = experiment.model_copy(update={"storage": Path(folder), "search": alone})
+                prepare(empty)
+                begin = time.process_time()
+                prepare(empty)
+                middle = time.process_time()
+                prepare(empty.model_copy(update={"search": experiment.search}))
+                path.write_text(json.dumps(time.process_time() - middle - (middle - begin)))
+        return float(json.loads(path.read_text()))
 
 
 def experiment_of(options: Mapping[str, Any]) -> Experiment:
@@ -270,8 +303,8 @@ def experiment_of(options: Mapping[str, Any]) -> Experiment:
 class Trials:
     """Real trials; what was measured once is read from a file that all processes share."""
 
-    def __init__(self, inputs: Inputs, path: Path) -> None:
-        self.inputs, self._path = inputs, path
+    def __init__(self, inputs: Inputs, ahead: float, path: Path) -> None:
+        self.inputs, self.ahead, self._path = inputs, ahead, path
         self._known: dict[str, list[Metrics]] = {}
         self._read = 0
 
@@ -315,41 +348,6 @@ class Trials:
 
 class _StoppedError(Exception):
     """The trial does not go on."""
-
-
-class Replay:
-    """Rows of a table; each is measured once by a search."""
-
-    def __init__(self, inputs: Inputs, table: Path) -> None:
-        self.inputs = inputs
-        lines = gzip.decompress(table.read_bytes()).decode().splitlines()
-        self._rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
-        names = list(inputs.searched)
-        full = np.array([group.width for group in inputs.searched.values()])
-        self._shares = np.array([[int(row[name]) for name in names] for row in self._rows]) / full
-        self._criteria = np.array([row["criterion"] for row in self._rows])
-        self._full, self._used = full, np.zeros(len(self._rows), dtype=bool)
-
-    def again(self) -> None:
-        """Forget which rows were used."""
-        self._used[:] = False
-
-    def measure(self, policy: Policy, goes_on: GoesOn) -> list[Metrics]:
-        """See `Bench.measure`."""
-        shares = np.array(list(policy.widths.values())) / self._full
-        distance = np.square(self._shares - shares).sum(axis=1)
-        distance[self._used | (self._criteria != policy.criterion.name)] = np.inf
-        if policy.recipe.epochs:
-            distance[[row["accuracy@1"] == "" for row in self._rows]] = np.inf
-        nearest = int(distance.argmin())
-        self._used[nearest] = True
-        row, history = self._rows[nearest], list[Metrics]()
-        for epoch in range(policy.recipe.epochs + 1):
-            measured = {name: float(row[f"{name}@{epoch}"]) for name in ("accuracy", "loss", "seconds")}
-            history.append(Metrics(epoch=epoch, macs=int(row["macs"]), params=int(row["params"]), **measured))
-            if epoch < policy.recipe.epochs and not goes_on(history[-1]):
-                break
-        return history
 
 
 # ── tables ───────────────────────────────────────────────────────────────────────────────────────────────────────────

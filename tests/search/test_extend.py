@@ -30,8 +30,8 @@ def first(tmp_path_factory, local_ray):
 def test_starts_the_surrogate_and_the_sampler_take_turns(first):
     sources = [record.extra.get("source", "sampler").split(" ")[0] for record in first.records]
     assert sources[0] == "uniform"
-    assert not {"surrogate", "sampler"} & set(sources[:3])
-    assert {"surrogate", "sampler"} == set(sources[3:])
+    assert {"surrogate", "sampler"} == set(sources[1:])
+    assert sources.count("surrogate") > sources.count("sampler")
     assert len({record.policy.fingerprint for record in first.records}) == 6
 
 

@@ -8,8 +8,8 @@ from pruning import ALLOCATIONS, CriterionSpec, ModelSpec, PolicyError
 from search.errors import ExperimentError
 from search.inputs import ranking_key
 from search.prepare import prepare, space_of
-from search.rules import rules_ahead, start_rules
-from search.starts import make_starts
+from search.rules import PAPER_RULES, rules_ahead, start_rules
+from search.starts import PLACES, make_starts
 from search.study import StudySearcher, create_study
 
 BUDGET = {"minimum": "30%", "maximum": "90%"}
@@ -66,10 +66,22 @@ def test_no_two_starts_are_the_same_and_each_criterion_is_seen(made):
     assert {start.answers["criterion"] for start in starts} == {"l1", "fpgm"}
 
 
-@pytest.mark.parametrize(("trials", "most"), [(1, 1), (8, 4), (9, 4)])
-def test_starts_take_at_most_half_of_the_trials(made, trials, most):
+@pytest.mark.parametrize(("trials", "most"), [(1, 1), (8, 2), (13, 3), (24, 6)])
+def test_rules_take_at_most_a_quarter_of_the_trials(made, trials, most):
     inputs, space = made(trials=trials)
     assert len(make_starts(inputs.experiment, space)) == most
+
+
+def test_rules_go_round_the_budgets_and_each_meets_each(made):
+    inputs, space = made(trials=400)
+    starts = [start.source.split(" at ") for start in make_starts(inputs.experiment, space)]
+    low, high = space.shares
+    places = [f"{low + place * (high - low):.0%}" for place in PLACES]
+    rules = [rule.name for rule in PAPER_RULES]
+    expected = [[rules[(place + turn) % 4], share] for turn in range(4) for place, share in enumerate(places)]
+    assert starts == [start for start in expected if start in starts]  # some rules give the same widths
+    assert starts[0] == ["uniform", places[0]]
+    assert len(starts) > len(places)
 
 
 def test_the_rankings_of_the_starts_are_made_before(made):
