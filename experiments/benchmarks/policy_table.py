@@ -142,11 +142,26 @@ def key(row: dict[str, Any]) -> str:
 
 
 def known(table: Path) -> dict[str, dict[str, Any]]:
-    """Return the rows of the draft that earlier runs left beside the table."""
+    """Return the rows of the table, and of the draft that earlier runs left beside it."""
     draft = table.with_suffix(".draft.jsonl")
     lines = draft.read_text().splitlines() if draft.exists() else []
-    rows = [json.loads(line) for line in lines if line.endswith("}")]
+    rows = [*(read(table) if table.exists() else []), *(json.loads(line) for line in lines if line.endswith("}"))]
     return {key(row): row for row in rows}
+
+
+def read(table: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a table as `measure` returned them."""
+    text = gzip.decompress(table.read_bytes()).decode().splitlines()
+    for row in csv.DictReader(line for line in text if not line.startswith("#")):
+        names = list(row)
+        widths = {name: int(row[name]) for name in names[names.index("kind") + 1 : names.index("macs")]}
+        cost = {name: int(row[name]) for name in ("macs", "params")}
+        history = [
+            cost | {name: float(row[f"{name}@{epoch}"]) for name in ("accuracy", "loss", "seconds")}
+            for epoch in range(EPOCHS + 1)
+            if row[f"accuracy@{epoch}"]
+        ]
+        yield {"criterion": row["criterion"], "widths": widths, "kind": row["kind"], "history": history}
 
 
 @cache
