@@ -261,7 +261,7 @@ def bench_of(asked: str) -> Bench:
     options = json.loads(asked)
     experiment = experiment_of(options)
     inputs, ahead = prepare(experiment), seconds_ahead(experiment)
-    if options["table"] != "None":
+    if options["table"]:
         return Replay(inputs, Path(options["table"]), ahead)
     return Trials(inputs, ahead, experiment.storage / "sweep-efficiency.jsonl")
 

@@ -1,24 +1,20 @@
-import os
-import tarfile
+import copy
 import warnings
 from itertools import pairwise, product
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from pruning import ModelSpec, evaluate, load_data, prune, recalibrate
+from pruning import evaluate, prune, recalibrate
 from pruning.allocation import ALLOCATIONS, levels
 from pruning.allocation.levels import choose_levels
-from pruning.checkpoint import load_weights
 from pruning.cost import CostModel
 from pruning.criteria import CRITERIA
 from pruning.curves import Curve, SensitivityRanking
 from pruning.errors import OptionError, PolicyError, RankingError
 from pruning.groups import find_groups
-from pruning.models import build_model
 from pruning.policy import CriterionSpec
 from pruning.ranking import NestedRanking
 
@@ -370,16 +366,8 @@ def test_rankings_without_these_curves_and_options_that_do_not_fit_are_one_line(
 
 @pytest.mark.data
 @pytest.mark.slow
-def test_on_real_images_the_widths_lose_less_than_uniform_ones(tmp_path):
-    place = Path(os.environ.get("PRUNING_TEST_DATA", ""))
-    for name in ("resnet20-12fca82f.th", "cifar10_sample_png.tar.xz"):
-        if not (place / name).is_file():
-            pytest.skip(f"PRUNING_TEST_DATA names no folder with {name}")
-    with tarfile.open(place / "cifar10_sample_png.tar.xz") as archive:
-        archive.extractall(tmp_path, filter="data")
-    data = load_data("image_folder", root=tmp_path, workers=0)
-    model, image = build_model(ModelSpec(name="resnet20")), torch.zeros(1, 3, 32, 32)
-    load_weights(model, place / "resnet20-12fca82f.th")
+def test_on_real_images_the_widths_lose_less_than_uniform_ones(resnet20, cifar):
+    model, image, data = resnet20, torch.zeros(1, 3, 32, 32), cifar
     groups = find_groups(model, image)
     cost, inner = CostModel(model, groups, image), groups.only(groups.matching(("inner",)))
     criterion = CRITERIA.build("sensitivity", recalibration_images=256, shares=(0.2, 0.4, 0.6, 0.8))
@@ -387,8 +375,7 @@ def test_on_real_images_the_widths_lose_less_than_uniform_ones(tmp_path):
     losses = {}
     for rule in ("sensitivity", "uniform"):
         widths = ALLOCATIONS.build(rule).widths(inner, cost, cost.full.macs * 7 // 10, ranking)
-        cut = build_model(ModelSpec(name="resnet20"))
-        load_weights(cut, place / "resnet20-12fca82f.th")
+        cut = copy.deepcopy(resnet20)
         prune(cut, widths, ranking, groups=groups, example_input=image)
         recalibrate(cut, data.train, images=512)
         losses[rule] = evaluate(cut, data.test.subset(500, seed=0)).loss

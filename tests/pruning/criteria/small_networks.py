@@ -21,6 +21,18 @@ class Residual(nn.Module):
         return self.fc(F.avg_pool2d(x, 2).flatten(1))
 
 
+class Twice(nn.Module):
+    """Has a layer that runs twice: the network cannot run in parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.fc = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.second(torch.relu(self.second(torch.relu(self.first(x))))))
+        return self.fc(x.mean((2, 3)))
+
+
 def chain():
     return nn.Sequential(
         *(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2)),

@@ -1,39 +1,17 @@
 """APIB on the published ResNet-20 and real images: the whole path against tight lassos on the N² rows."""
 
 import math
-import os
-import tarfile
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import Lasso
 
-from pruning import ModelSpec, find_groups, load_data
-from pruning.checkpoint import load_weights
+from pruning import find_groups
 from pruning.criteria.apib import APIB
-from pruning.models import build_model
 
 pytestmark = pytest.mark.data
-
-
-@pytest.fixture(scope="module")
-def folder():
-    place = Path(os.environ.get("PRUNING_TEST_DATA", ""))
-    for file in ("cifar10_sample_png.tar.xz", "resnet20-12fca82f.th"):
-        if not (place / file).is_file():
-            pytest.skip(f"PRUNING_TEST_DATA names no folder with {file}")
-    return place
-
-
-@pytest.fixture(scope="module")
-def data(folder, tmp_path_factory):
-    root = tmp_path_factory.mktemp("cifar")
-    with tarfile.open(folder / "cifar10_sample_png.tar.xz") as archive:
-        archive.extractall(root, filter="data")
-    return load_data("image_folder", root=root, workers=0)
 
 
 def centred(x, kernel):
@@ -46,20 +24,18 @@ def centred(x, kernel):
 
 @pytest.mark.parametrize("kernel", ["laplace", "gauss"])
 @pytest.mark.parametrize("signed", [True, False])
-def test_supports_at_every_tenth_knot_are_those_of_a_tight_lasso(folder, data, kernel, signed):
-    network = build_model(ModelSpec(name="resnet20")).eval()
-    load_weights(network, folder / "resnet20-12fca82f.th")
-    images, labels = next(iter(data.train.subset(48, seed=0).batches(48)))
-    groups = find_groups(network, torch.zeros(1, 3, 32, 32)).only(
+def test_supports_at_every_tenth_knot_are_those_of_a_tight_lasso(resnet20, cifar, kernel, signed):
+    images, labels = next(iter(cifar.train.subset(48, seed=0).batches(48)))
+    groups = find_groups(resnet20, torch.zeros(1, 3, 32, 32)).only(
         ["layer1.1.conv1", "layer2.0.conv1", "layer3.2.conv1"]
     )
-    ranking = APIB(kernel=kernel, signed=signed).rank(network, groups, [(images, labels)])
+    ranking = APIB(kernel=kernel, signed=signed).rank(resnet20, groups, [(images, labels)])
     for name, group in groups.items():
         (reader,) = group.readers
-        layer, seen = network.get_submodule(reader.layer), []
+        layer, seen = resnet20.get_submodule(reader.layer), []
         hook = layer.register_forward_hook(lambda m, x, y, seen=seen: seen.extend((x[0], y)))
         with torch.no_grad():
-            network(images)
+            resnet20(images)
         hook.remove()
         x, y = seen
         X = torch.stack([centred(x[:, channel], kernel) for channel in range(group.width)], dim=1).numpy()

@@ -1,7 +1,3 @@
-import os
-import tarfile
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -10,8 +6,7 @@ from slow_reconstruction import filters_of, seen_rows, stacked
 from small_networks import IMAGE, Residual, batches, chain, pictures, prepared
 from torch import nn
 
-from pruning import ModelSpec, load_data, load_ranking, prune
-from pruning.checkpoint import load_weights
+from pruning import ModelSpec, load_ranking, prune
 from pruning.criteria import CRITERIA
 from pruning.errors import OptionError, RankingError
 from pruning.groups import find_groups
@@ -314,24 +309,12 @@ def test_a_reader_of_another_kind_is_refused_by_name():
         ranked(model, [pictures()])
 
 
-@pytest.fixture(scope="module")
-def resnet20(tmp_path_factory):
-    place = Path(os.environ.get("PRUNING_TEST_DATA", ""))
-    for file in ("cifar10_sample_png.tar.xz", "resnet20-12fca82f.th"):
-        if not (place / file).is_file():
-            pytest.skip(f"PRUNING_TEST_DATA names no folder with {file}")
-    root = tmp_path_factory.mktemp("cifar")
-    with tarfile.open(place / "cifar10_sample_png.tar.xz") as archive:
-        archive.extractall(root, filter="data")
-    model = build_model(ModelSpec(name="resnet20"))
-    load_weights(model, place / "resnet20-12fca82f.th")
-    return model.eval(), load_data("image_folder", root=root, workers=0)
-
-
 @pytest.mark.data
 @pytest.mark.parametrize(("name", "unfitted"), [("thinet", {"compensate": False}), ("lasso", {"reconstruct": False})])
-def test_fitted_weights_bring_each_layer_nearer_to_its_output_on_images_it_has_not_seen(name, unfitted, resnet20):
-    model, data = resnet20
+def test_fitted_weights_bring_each_layer_nearer_to_its_output_on_images_it_has_not_seen(
+    name, unfitted, resnet20, cifar
+):
+    model, data = resnet20, cifar
     image = torch.zeros(1, 3, 32, 32)
     groups = find_groups(model, image)
     inner = groups.only(groups.matching(("inner",)))

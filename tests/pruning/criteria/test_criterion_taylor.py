@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from small_networks import IMAGE, Residual, batches, chain, pictures, prepared
+from small_networks import IMAGE, Residual, Twice, batches, chain, pictures, prepared
 from torch import nn
 from torch.nn import functional as F
 
@@ -88,15 +88,6 @@ def test_a_channel_that_nobody_reads_scores_zero_and_goes_first():
 
 
 def test_a_layer_that_is_used_twice_counts_both_times():
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.second, self.fc = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 5)
-
-        def forward(self, x):
-            x = torch.relu(self.second(torch.relu(self.second(torch.relu(self.first(x))))))
-            return self.fc(x.mean((2, 3)))
-
     model, (images, labels) = prepared(Twice()), pictures()
     each = tuple((channel,) for channel in range(4))
     group = ChannelGroup("first", 4, False, (), (), (Slice("second.weight", 1, each),))

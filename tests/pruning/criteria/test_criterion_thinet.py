@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from slow_reconstruction import adding, contributions, removal, seen_rows, stacked
-from small_networks import IMAGE, Residual, batches, chain, pictures, prepared
+from small_networks import IMAGE, Residual, Twice, batches, chain, pictures, prepared
 from torch import nn
 
 from pruning import load_ranking, prune
@@ -229,15 +229,6 @@ def test_a_layer_with_few_places_is_seen_whole():
 
 
 def test_a_layer_that_is_used_twice_counts_both_times():
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.second, self.fc = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 5)
-
-        def forward(self, x):
-            x = torch.relu(self.second(torch.relu(self.second(torch.relu(self.first(x))))))
-            return self.fc(x.mean((2, 3)))
-
     model, (images, labels) = prepared(Twice()), pictures()
     groups = find_groups(model, IMAGE)
     (name, group), *_ = groups.items()

@@ -1,16 +1,10 @@
 """HRank and CHIP on the published ResNet-20's maps of real images: repeated rows, weak and dead channels."""
 
-import os
-import tarfile
-from pathlib import Path
-
 import pytest
 import torch
 
-from pruning import ModelSpec, find_groups, load_data
-from pruning.checkpoint import load_weights
+from pruning import find_groups
 from pruning.criteria import evaluating
-from pruning.models import build_model
 from pruning.spectra import nuclear_drops, ranks
 from pruning.streaming import Request, observe
 
@@ -27,20 +21,11 @@ class Keeps:
 
 
 @pytest.fixture(scope="module")
-def maps(tmp_path_factory):
+def maps(resnet20, cifar):
     """Return the maps of 4 images wherever a group is read."""
-    place, root = Path(os.environ.get("PRUNING_TEST_DATA", "")), tmp_path_factory.mktemp("cifar")
-    for file in ("cifar10_sample_png.tar.xz", "resnet20-12fca82f.th"):
-        if not (place / file).is_file():
-            pytest.skip(f"PRUNING_TEST_DATA names no folder with {file}")
-    with tarfile.open(place / "cifar10_sample_png.tar.xz") as archive:
-        archive.extractall(root, filter="data")
-    model = build_model(ModelSpec(name="resnet20"))
-    load_weights(model, place / "resnet20-12fca82f.th")
-    keeps, groups = Keeps(), find_groups(model, torch.zeros(1, 3, 32, 32))
-    with evaluating(model):
-        images = load_data("image_folder", root=root, workers=0).train.subset(4, seed=0)
-        observe(model, groups, images.batches(4), [Request(keeps)])
+    keeps, groups = Keeps(), find_groups(resnet20, torch.zeros(1, 3, 32, 32))
+    with evaluating(resnet20):
+        observe(resnet20, groups, cifar.train.subset(4, seed=0).batches(4), [Request(keeps)])
     return keeps.maps
 
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from small_networks import IMAGE, Residual, batches, chain, pictures, prepared
+from small_networks import IMAGE, Residual, Twice, batches, chain, pictures, prepared
 from torch import nn
 
 from pruning.batchnorm import recalibrate
@@ -32,18 +32,6 @@ class Separable(nn.Module):
         x = torch.relu(self.norm(self.stem(x)))
         inner = torch.relu(self.norm2(self.depthwise(torch.relu(self.norm1(self.expand(x))))))
         return self.fc((x + self.project(inner)).mean((2, 3)))
-
-
-class Twice(nn.Module):
-    """Has a maker that runs twice: the network cannot run in parts."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second, self.fc = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 5)
-
-    def forward(self, x):
-        x = torch.relu(self.second(torch.relu(self.second(torch.relu(self.first(x))))))
-        return self.fc(x.mean((2, 3)))
 
 
 class Headed(nn.Module):

@@ -1,0 +1,38 @@
+"""The published ResNet-20 and real images, unpacked once, for tests that need them."""
+
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from pruning import ModelSpec, build_model, load_data, load_weights
+
+IMAGES, WEIGHTS = "cifar10_sample_png.tar.xz", "resnet20-12fca82f.th"
+
+
+@pytest.fixture(scope="session")
+def published():
+    """The folder with images and checkpoints."""
+    place = Path(os.environ.get("PRUNING_TEST_DATA", ""))
+    for file in (IMAGES, WEIGHTS):
+        if not (place / file).is_file():
+            pytest.skip(f"PRUNING_TEST_DATA names no folder with {file}")
+    return place
+
+
+@pytest.fixture(scope="session")
+def cifar(published, tmp_path_factory):
+    """6,187 images of CIFAR-10."""
+    root = tmp_path_factory.mktemp("cifar")
+    with tarfile.open(published / IMAGES) as archive:
+        archive.extractall(root, filter="data")
+    return load_data("image_folder", root=root, workers=0)
+
+
+@pytest.fixture(scope="session")
+def resnet20(published):
+    """The published network; who changes it takes a copy."""
+    model = build_model(ModelSpec(name="resnet20"))
+    load_weights(model, published / WEIGHTS)
+    return model.eval()
