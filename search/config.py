@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from pruning import ALLOCATIONS, CRITERIA, CriterionSpec, ModelSpec, Recipe, UnknownNameError, explain
 from search.dialect import read_yaml, write_yaml
@@ -278,6 +278,16 @@ class Experiment(Section):
         if accuracy is not None and not accuracy.relative and accuracy.value > 1:
             raise ValueError(f"accuracy: expected 0 to 1, or a percentage of the baseline's, got {accuracy}")
         return value
+
+    @model_validator(mode="after")
+    def _one_selection(self) -> Self:
+        per, stages = self.search.criterion_per, self.auxiliary.schedule == "stagewise"
+        if per != "network" and stages and any(spec.name in ("dcp", "random_dcp") for spec in self.search.criterion):
+            raise ValueError(
+                "search.criterion_per: expected network with schedule 'stagewise', whose selection trains the whole "
+                f"network, got {per}"
+            )
+        return self
 
     @property
     def folder(self) -> Path:

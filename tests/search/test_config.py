@@ -347,6 +347,10 @@ def test_a_misspelt_name_is_told_with_the_nearest(tmp_path, text, place, nearest
         ("resources: {gpus: -1}", "resources.gpus: .*got -1"),
         ("cache_gib: -1", "cache_gib: .*got -1"),
         ("data: 3", "data: .*got 3"),
+        (
+            "search: {criterion: [l1, dcp], criterion_per: stage}\nauxiliary: {schedule: stagewise}",
+            "experiment: search.criterion_per: expected network with schedule 'stagewise', .* got stage",
+        ),
         ("1: 2", "1: .*got 1"),
     ],
 )
