@@ -5,21 +5,17 @@ from __future__ import annotations
 import io
 import json
 import shlex
-import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 from ray import tune
 
-from pruning import BatchSizeWarning, Policy, PruningError
 from search.config import EXPERIMENT, Experiment, load_experiment
 from search.counts import Counts, Event, append_events, counting, counting_into, read_events
 from search.errors import SweepError, SweepInterruptedError
@@ -30,23 +26,22 @@ from search.launching import check_resources, ray_session
 from search.pareto import front
 from search.prepare import prepare_ahead, space_of
 from search.progress import LiveView
-from search.results import Metrics, State, TrialRecord
+from search.results import State, TrialRecord
 from search.rules import check_start
 from search.running_time import running_seconds
 from search.scheduler import scheduler_of
+from search.searcher import StudySearcher
 from search.sections import written_duration
-from search.sharing import Shared, received, share
+from search.sharing import Shared, share
 from search.space import Space
 from search.starts import make_starts
-from search.study import Proposal, StudySearcher, create_study, enqueue, load_records, open_study
+from search.study import Proposal, create_study, enqueue, load_records, open_study
 from search.tracking import Tracker
-from search.trial import run_trial
+from search.trainable import EVENTS, snapshot_of, train
 from search.units import percent, short_count
 from search.watcher import Watcher
-from search.worker import ruins_process, take_share
 
-BASELINE, WIDTHS, TUNE, SNAPSHOTS, LOCK = "baseline.json", "widths.json", "tune", "snapshots", "sweep.lock"
-SHARED, EVENTS = "shared.json", "shared.jsonl"
+BASELINE, WIDTHS, TUNE, LOCK, SHARED = "baseline.json", "widths.json", "tune", "sweep.lock", "shared.json"
 
 
 @dataclass(frozen=True)
@@ -229,7 +224,9 @@ def _launch(inputs: Inputs, shared: Shared, space: Space, folder: Path, say: Say
     view = LiveView(
         experiment.search.trials, baseline, experiment.objectives, time_left=lambda: searcher.time.left, live=live
     )
-    watcher = Watcher(searcher, tracker, view, forget=lambda number: _snapshot(folder, number).unlink(missing_ok=True))
+    watcher = Watcher(
+        searcher, tracker, view, forget=lambda number: snapshot_of(folder, number).unlink(missing_ok=True)
+    )
     with tracker:
         tracker.start(baseline, inputs.groups.widths)
         with view, counting_into(folder / EVENTS):
@@ -287,7 +284,7 @@ def write_front(sweep: Sweep) -> dict[str, Path]:
 def _tuner(inputs: Inputs, shared: Shared, folder: Path, searcher: StudySearcher, watcher: tune.Callback) -> tune.Tuner:
     resources, search = inputs.experiment.resources, inputs.experiment.search
     place = {"cpu": resources.cpus, "gpu": resources.gpus, "memory": resources.memory_bytes}
-    trainable = tune.with_resources(tune.with_parameters(_train, shared=shared), place)
+    trainable = tune.with_resources(tune.with_parameters(train, shared=shared), place)
     storage = folder.resolve()
     run = tune.RunConfig(
         storage_path=str(storage),
@@ -315,56 +312,6 @@ def _fit(tuner: tune.Tuner) -> None:
     with redirect_stdout(io.StringIO()), warnings.catch_warnings():  # Tune's banner, which no setting turns off
         warnings.simplefilter("ignore")
         tuner.fit()
-
-
-def _train(config: dict[str, Any], shared: Shared) -> None:
-    """Run one trial in a worker; what it raises becomes its result, so that Tune repeats lost workers only.
-
-    What ruins the worker is raised: Tune gives the trial, and those after it, another one.
-    """
-    inputs = received(shared)
-    take_share(inputs.experiment.resources)
-    policy = Policy.from_json(config["policy"])
-    snapshot = _snapshot(inputs.experiment.folder, config["number"])
-
-    def report(metrics: Metrics, state: Callable[[], dict[str, Any]]) -> None:
-        if 0 < metrics.epoch < policy.recipe.epochs:
-            _write(state(), snapshot)
-        told = dict.fromkeys(str(note.message) for note in notes if issubclass(note.category, BatchSizeWarning))
-        tune.report(metrics.to_dict() | ({"note": "; ".join(told)} if told else {}))
-
-    with warnings.catch_warnings(record=True, action="always", category=BatchSizeWarning) as notes:
-        try:
-            resume = _read(snapshot)
-            if resume is not None:
-                tune.report(resume["metrics"])  # the driver may have died before it heard of them
-            with counting_into(inputs.experiment.folder / EVENTS):
-                run_trial(policy, inputs, report, resume)
-        except Exception as error:
-            if ruins_process(error):
-                raise
-            tune.report({"error": str(error) if isinstance(error, PruningError) else traceback.format_exc()})
-    torch.cuda.empty_cache()  # the worker lives on; what it does not use is for the others
-
-
-def _snapshot(folder: Path, number: int) -> Path:
-    """Return where a trial writes what it needs to go on; the driver removes it once the trial has ended."""
-    return folder / SNAPSHOTS / f"trial-{number}.pt"
-
-
-def _write(state: dict[str, Any], snapshot: Path) -> None:
-    snapshot.parent.mkdir(exist_ok=True)
-    draft = snapshot.with_suffix(".draft")
-    torch.save(state, draft)
-    draft.replace(snapshot)
-
-
-def _read(snapshot: Path) -> dict[str, Any] | None:
-    """Return what an earlier attempt at the trial left: its worker or the whole sweep was stopped."""
-    if not snapshot.exists():
-        return None
-    state: dict[str, Any] = torch.load(snapshot, weights_only=True, map_location="cpu")
-    return state
 
 
 def summary(sweep: Sweep) -> str:

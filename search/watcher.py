@@ -10,7 +10,7 @@ from ray import tune
 
 from search.progress import LiveView
 from search.results import TrialRecord
-from search.study import StudySearcher
+from search.searcher import StudySearcher
 from search.tracking import Tracker
 
 

@@ -51,8 +51,9 @@ from search.inputs import Inputs
 from search.prepare import prepare, space_of
 from search.results import Metrics
 from search.rungs import Rungs
+from search.searcher import StudySearcher
 from search.starts import make_starts
-from search.study import StudySearcher, create_study, enqueue
+from search.study import create_study, enqueue
 from search.trial import run_trial
 
 CRITERIA = ("l1", "fpgm", "taylor", "hrank")

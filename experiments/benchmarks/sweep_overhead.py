@@ -39,9 +39,10 @@ from search.launching import ray_session
 from search.progress import LiveView
 from search.rankings import rank_all
 from search.results import Metrics
+from search.searcher import StudySearcher
 from search.sharing import Shared, received, share
 from search.space import Space
-from search.study import StudySearcher, create_study
+from search.study import create_study
 from search.tracking import Tracker
 from search.tracking.place import store_uri
 from search.tracking.position import waiting
@@ -135,7 +136,7 @@ def run_noop(arguments: argparse.Namespace, folder: Path) -> None:
     with ray_session(experiment, "local"):
         create_study(experiment.folder, experiment)
         began, busy = time.perf_counter(), time.process_time()
-        with patch.object(sweep, "_train", report_at_once), redirect_stdout(io.StringIO()):  # one line each
+        with patch.object(sweep, "train", report_at_once), redirect_stdout(io.StringIO()):  # one line each
             inputs, shared = share(inputs)
             ended = sweep._launch(inputs, shared, make_space(inputs), experiment.folder, silent, live=True)
         whole, busy = time.perf_counter() - began, time.process_time() - busy

@@ -46,8 +46,9 @@ from search.config import Experiment, SearchSpace
 from search.inputs import Baseline, Inputs, network_with, ranking_key
 from search.rankings import policy_ranking
 from search.results import Metrics
+from search.searcher import StudySearcher
 from search.space import Space
-from search.study import StudySearcher, create_study
+from search.study import create_study
 from search.trial import run_trial
 
 TARGET_SECONDS = 1.0

@@ -14,7 +14,8 @@ from PIL import Image
 from pruning import CRITERIA, Policy, build_model, evaluate, load_policy, load_pruned
 from search import cli
 from search.prepare import prepare, space_of
-from search.study import StudySearcher, create_study
+from search.searcher import StudySearcher
+from search.study import create_study
 from search.sweep import load_sweep
 from search.trial import run_trial
 

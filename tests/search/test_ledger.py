@@ -12,12 +12,13 @@ from optuna.trial import FixedTrial
 from proposals import BASELINE, Driver, Widths, experiment
 from rich.console import Console
 
-from search import study as module
+from search import searcher as module
 from search.journal import Journal
 from search.pareto import front
 from search.progress import LiveView
 from search.results import State
-from search.study import StudySearcher, create_study, records
+from search.searcher import StudySearcher
+from search.study import create_study, records
 from search.tracking import Tracker
 from search.watcher import Watcher
 
@@ -134,7 +135,7 @@ def test_a_sweep_of_any_dimensions_is_proposed_as_optunas_own_sampler_would(star
         return [record.params for record in found.records()]
 
     def plain(self, number):
-        return module._sampler(self._experiment, number)
+        return module.make_sampler(self._experiment, number)
 
     found = start(30, sampler)
     Driver(found).run(30)
@@ -153,7 +154,7 @@ class Work(Counter):
     """How often the driver does what costs: records made, all trials asked for, bytes read and pieces written."""
 
     def watch(self, monkeypatch):
-        make, every, read, write = module._record, JournalStorage.get_all_trials, Journal._on_disk, os.write
+        make, every, read, write = module.record_of, JournalStorage.get_all_trials, Journal._on_disk, os.write
 
         def made(*args):
             self["records"] += 1
@@ -172,7 +173,7 @@ class Work(Counter):
             self["writes"] += 1
             return write(file, data)
 
-        monkeypatch.setattr(module, "_record", made)
+        monkeypatch.setattr(module, "record_of", made)
         monkeypatch.setattr(JournalStorage, "get_all_trials", asked)
         monkeypatch.setattr(Journal, "_on_disk", from_disk)
         monkeypatch.setattr(os, "write", written)

@@ -9,7 +9,8 @@ from test_study import BASELINE, EPOCHS, TwoBranches, experiment, finish, measur
 
 from pruning import Policy
 from search.results import State
-from search.study import Proposal, StudySearcher, create_study, enqueue, load_records, open_study
+from search.searcher import StudySearcher
+from search.study import Proposal, create_study, enqueue, load_records, open_study
 
 
 class Few(TwoBranches):

@@ -18,7 +18,8 @@ from search.prepare import prepare, space_of
 from search.results import Metrics, State, TrialRecord
 from search.rungs import Rungs
 from search.scheduler import ParetoASHA, scheduler_of
-from search.study import StudySearcher, open_study
+from search.searcher import StudySearcher
+from search.study import open_study
 from search.sweep import resume_sweep, run_sweep
 from search.trial import run_trial
 

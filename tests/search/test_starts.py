@@ -9,8 +9,9 @@ from search.errors import ExperimentError
 from search.inputs import ranking_key
 from search.prepare import prepare, space_of
 from search.rules import PAPER_RULES, rules_ahead, start_rules
+from search.searcher import StudySearcher
 from search.starts import PLACES, make_starts
-from search.study import StudySearcher, create_study
+from search.study import create_study
 
 BUDGET = {"minimum": "30%", "maximum": "90%"}
 

@@ -18,7 +18,8 @@ from pruning import CriterionSpec, ModelSpec, Policy, Recipe
 from search.config import parse_experiment
 from search.errors import SweepError
 from search.results import Metrics, State
-from search.study import StudySearcher, create_study, load_records, open_study
+from search.searcher import StudySearcher
+from search.study import create_study, load_records, open_study
 
 BASELINE = {"accuracy": 0.9, "macs": 1000, "params": 500}
 EPOCHS = 2

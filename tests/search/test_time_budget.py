@@ -22,8 +22,9 @@ from search.errors import ExperimentError, SweepError
 from search.progress import LiveView
 from search.results import Metrics, State, TrialRecord
 from search.running_time import RunningTime, running_seconds
+from search.searcher import StudySearcher
 from search.sections import written_duration
-from search.study import StudySearcher, create_study
+from search.study import create_study
 from search.sweep import load_sweep, resume_sweep, run_sweep, summary
 
 # ── how it is written ────────────────────────────────────────────────────────────────────────────────────────────────
