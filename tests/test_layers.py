@@ -13,7 +13,8 @@ IMPORTERS = {
     "ray": (
         "search.sweep",
         "search.watcher",
-        "search.study",
+        "search.searcher",
+        "search.trainable",
         "search.scheduler",
         "search.prepare",
         "search.launching",
@@ -23,6 +24,7 @@ IMPORTERS = {
     "mlflow": ("search.tracking", "search.model_registry"),
     "optuna": (
         "search.study",
+        "search.searcher",
         "search.space",
         "search.dimensions",
         "search.directions",
