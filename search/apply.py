@@ -75,10 +75,11 @@ def apply_policy(policy: Policy, experiment: Experiment, folder: Path, say: Say 
     inputs = prepare(experiment.model_copy(update={"search": search}), say, policy.check)
     with _threads(experiment.resources.threads):  # as many as the sweep's trials had: equal sums, an equal network
         outcome = run_trial(policy, inputs, _announce(policy, say))
+        outcome.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as the baseline is
+        networks = {"baseline": inputs.network().to(inputs.device), "pruned": outcome.network}
+        images = torch.zeros((experiment.latency.batch, *inputs.data.image_shape), device=inputs.device)
+        latency = compare_latency(networks, images, repeats=experiment.latency.repeats)
     save_pruned(folder, outcome.network, policy, outcome.kept, image_shape=inputs.data.image_shape)
-    networks = {"baseline": inputs.network().to(inputs.device), "pruned": outcome.network}
-    images = torch.zeros((experiment.latency.batch, *inputs.data.image_shape), device=inputs.device)
-    latency = compare_latency(networks, images, repeats=experiment.latency.repeats)
     accuracy = {name: _tested(network, inputs) for name, network in networks.items()}
     full, metrics = inputs.cost.full, outcome.metrics
     return Applied(

@@ -16,6 +16,7 @@ from pruning import (
     ImageSplit,
     Kept,
     Policy,
+    compare_latency,
     count_cost,
     draw_weights,
     evaluate,
@@ -154,10 +155,16 @@ def _snapshot(network: nn.Module, metrics: Metrics, state: Callable[[], dict[str
 
 
 def _latency(network: nn.Module, inputs: Inputs) -> float | None:
-    spec = inputs.experiment.latency
+    """Return the baseline's milliseconds times the ratio of both: a slow moment of the machine meets both alike."""
+    spec, baseline = inputs.experiment.latency, inputs.baseline.latency_ms
     if not inputs.experiment.measures_latency:
         return None
-    return latency_ms(network, inputs.example, spec.batch, spec.repeats, inputs.device)
+    if baseline is None:
+        return latency_ms(network, inputs.example, spec.batch, spec.repeats, inputs.device)
+    images = torch.zeros((spec.batch, *inputs.example.shape[1:]), device=inputs.device)
+    networks = {"uncut": inputs.network().to(inputs.device), "cut": network}
+    found = compare_latency(networks, images, repeats=spec.repeats)
+    return baseline * found["cut"].median_ms / found["uncut"].median_ms
 
 
 def latency_ms(network: nn.Module, example: Tensor, batch: int, repeats: int, device: str) -> float:

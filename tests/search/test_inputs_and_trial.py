@@ -1,12 +1,15 @@
 import io
 import pickle
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
 
 from pruning import CriterionSpec, Policy, PolicyError, Recipe, TrainingError, count_cost, evaluate, hash_weights
+from search import trial
+from search.config import LatencySpec
 from search.inputs import Baseline, network_with, ranking_key
 from search.prepare import prepare
 from search.trial import run_trial
@@ -224,6 +227,25 @@ def test_latency_is_measured_where_it_is_an_objective(inputs):
     outcome, reports = run(policy(inputs, epochs=1), replace(inputs, experiment=asked))
     assert outcome.metrics.latency_ms > 0
     assert len({metrics.latency_ms for metrics in reports.metrics}) == 1  # the network does not change its shape
+
+
+def test_latency_is_the_baselines_times_the_ratio_of_both_measured_in_turns(inputs, monkeypatch):
+    def compared(networks, images, repeats):
+        assert [count_cost(network, inputs.example).params for network in networks.values()] == [
+            inputs.cost.full.params,
+            cut.metrics.params,
+        ]
+        assert (images.shape[0], repeats) == (3, 7)
+        return {name: SimpleNamespace(median_ms=ms) for name, ms in zip(networks, (4.0, 1.0), strict=True)}
+
+    cut = run(policy(inputs, epochs=0), inputs)[0]
+    monkeypatch.setattr(trial, "compare_latency", compared)
+    asked = inputs.experiment.model_copy(
+        update={"objectives": ("accuracy", "latency_ms"), "latency": LatencySpec(batch=3, repeats=7)}
+    )
+    baseline = replace(inputs.baseline, latency_ms=8.0)
+    outcome, _ = run(policy(inputs, epochs=0), replace(inputs, experiment=asked, baseline=baseline))
+    assert outcome.metrics.latency_ms == 2.0
 
 
 def test_whoever_runs_a_trial_ends_it_from_its_report(inputs):
