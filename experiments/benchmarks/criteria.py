@@ -43,7 +43,7 @@ from pruning import (
 SCRIPTS = ("map_spectra", "apib_paths", "reconstruction")
 PARTS = (*SCRIPTS, "pass", "memory")
 MAPS = ("apoz", "hrank", "chip")
-_FAST = {"mode": "fast", "complete": False, "learning_rate": 1e-4}
+_FAST = {"mode": "fast", "complete": False, "rate": 0.9, "learning_rate": 1e-9}  # random weights: steps would blow up
 OPTIONS = {"dcp": _FAST, "random_dcp": _FAST, "sensitivity": {"shares": (0.25, 0.75)}}
 """Of criteria whose defaults are for small, trained networks."""
 
