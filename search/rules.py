@@ -36,14 +36,16 @@ def check_start(experiment: Experiment) -> None:
 def start_rules(experiment: Experiment) -> tuple[AllocationSpec, ...]:
     """Return the rules whose widths a sweep tries first.
 
-    `papers` stands for `PAPER_RULES`, and for DCP-Adapt's where a criterion `dcp` is listed, which measures its losses;
+    A rule that is named has the options that it has among the papers'. `papers` stands for `PAPER_RULES`, and for
+    DCP-Adapt's where a criterion `dcp` is listed, which measures its losses;
     for none where no widths are searched: whoever names rules wants no other ones.
     """
     searched = "searched" in [rule.name for rule in experiment.search.allocation]
+    of_papers = {rule.name: rule for rule in PAPER_RULES}
     rules: list[AllocationSpec] = []
     for item in experiment.search.start:
         if item in ALLOCATIONS.names():
-            rules.append(AllocationSpec(name=item))
+            rules.append(of_papers.get(item, AllocationSpec(name=item)))
         elif item == PAPERS and searched:
             rules += PAPER_RULES
             if any(spec.name == "dcp" for spec in experiment.search.criterion):

@@ -105,6 +105,12 @@ def test_rules_are_tried_where_rules_are_named_and_papers_only_where_widths_are_
     assert {start.source.split(" ")[0] for start in make_starts(inputs.experiment, space)} == {"global"}
 
 
+def test_a_rule_that_is_named_is_that_of_the_papers():
+    search = {"criterion": "l1", "start": ["sensitivity", "papers", "joint_quadratic"]}
+    rules = start_rules(tiny.experiment("x", search=search))
+    assert sorted(map(str, rules)) == sorted(map(str, PAPER_RULES))
+
+
 def test_dcp_adapt_joins_where_dcp_is_searched():
     search = {"criterion": ["l1", {"name": "dcp", "options": {"mode": "fast"}}], "start": "papers"}
     names = [rule.name for rule in start_rules(tiny.experiment("x", search=search))]
