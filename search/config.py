@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from pruning import ALLOCATIONS, CRITERIA, CriterionSpec, ModelSpec, Recipe, UnknownNameError, explain
+from pruning import ALLOCATIONS, CRITERIA, CriterionSpec, ModelSpec, Recipe, Selector, UnknownNameError, explain
 from search.dialect import read_yaml, write_yaml
 from search.errors import ExperimentError
 from search.sections import (
@@ -281,8 +281,10 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _one_selection(self) -> Self:
-        per, stages = self.search.criterion_per, self.auxiliary.schedule == "stagewise"
-        if per != "network" and stages and any(spec.name in ("dcp", "random_dcp") for spec in self.search.criterion):
+        per, losses = self.search.criterion_per, self.search.auxiliary
+        stages = self.auxiliary.schedule == "stagewise" and bool(any(losses.count) or losses.positions)
+        built = (CRITERIA.build(spec.name, **spec.options) for spec in self.search.criterion)
+        if per != "network" and stages and any(isinstance(criterion, Selector) for criterion in built):
             raise ValueError(
                 "search.criterion_per: expected network with schedule 'stagewise', whose selection trains the whole "
                 f"network, got {per}"

@@ -8,7 +8,7 @@ from search.errors import ExperimentError
 from search.sections import AllocationSpec
 
 CURVES = {"shares": (0.1, 0.25, 0.5, 0.75), "images": 256, "recalibration_images": 128}
-"""Curves that starts and surrogate look at: a tenth of the time of the defaults, and they say as much."""
+"""Curves that starts and surrogate look at: of fewer widths and images than the defaults, to save time."""
 
 PAPER_RULES = (
     AllocationSpec(name="uniform"),

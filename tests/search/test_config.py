@@ -348,7 +348,7 @@ def test_a_misspelt_name_is_told_with_the_nearest(tmp_path, text, place, nearest
         ("cache_gib: -1", "cache_gib: .*got -1"),
         ("data: 3", "data: .*got 3"),
         (
-            "search: {criterion: [l1, dcp], criterion_per: stage}\nauxiliary: {schedule: stagewise}",
+            "search: {criterion: [l1, dcp], criterion_per: stage, auxiliary: 3}\nauxiliary: {schedule: stagewise}",
             "experiment: search.criterion_per: expected network with schedule 'stagewise', .* got stage",
         ),
         ("1: 2", "1: .*got 1"),
@@ -356,6 +356,11 @@ def test_a_misspelt_name_is_told_with_the_nearest(tmp_path, text, place, nearest
 )
 def test_a_wrong_value_is_told_with_its_place(tmp_path, text, message):
     assert re.match(message, fault(tmp_path, text))
+
+
+def test_a_schedule_without_losses_refuses_nothing(tmp_path):
+    asked = "search: {criterion: [l1, dcp], criterion_per: stage}\nauxiliary: {schedule: stagewise}"
+    assert load(tmp_path, f"name: x\nmodel: resnet20\n{asked}\n").search.criterion_per == "stage"
 
 
 @pytest.mark.parametrize(
