@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import sys
 from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -76,7 +77,7 @@ class Journal(BaseJournalBackend):
             raise ValueError(f"journal {self._path}: expected to go on from line {self._lines}, got {log_number_from}")
         yield from self._on_disk()
         while self._told < len(self._held):
-            log = json.loads(self._held[self._told])
+            log = json.loads(self._held[self._told], object_pairs_hook=_with_shared_names)
             self._told += 1
             yield self._noted(log)
 
@@ -94,7 +95,7 @@ class Journal(BaseJournalBackend):
 
     def _parsed(self, line: bytes) -> dict[str, Any]:
         try:
-            log: dict[str, Any] = json.loads(line)
+            log: dict[str, Any] = json.loads(line, object_pairs_hook=_with_shared_names)
         except ValueError as error:
             raise SweepError(f"journal {self._path}: line {self._lines + 1}: expected JSON, got: {error}") from None
         return log
@@ -163,6 +164,11 @@ class Storage(JournalStorage):
             while self.get_trial(self._next):
                 yield self._next
                 self._next += 1
+
+
+def _with_shared_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dictionary whose keys are the same strings in all of them: thousands of trials name the same things."""
+    return {sys.intern(name): sys.intern(value) if name == "param_name" else value for name, value in pairs}
 
 
 def _end_of_lines(file: BinaryIO, size: int) -> int:

@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from search.config import Objective
 from search.journal import Journal
 from search.pareto import front
+from search.pool import Pool
 from search.results import TrialRecord
 
 NEWEST_OF = 8
@@ -41,6 +42,7 @@ class Ledger:
         self.dimensions = IntersectionSearchSpace()
         self._trials: list[FrozenTrial] = []
         self._records: dict[int, TrialRecord] = {}
+        self._pool = Pool()
         self._open: set[int] = set()
         self._shapes: dict[tuple[TrialState, frozenset[str]], int] = {}
         self._objectives = tuple(objectives)
@@ -111,10 +113,13 @@ class Ledger:
             self._front = front([*self._front, *news], self._objectives)
 
     def _keep(self, trial: FrozenTrial, record: TrialRecord | None) -> None:
+        ended = trial.state.is_finished()
+        if ended:
+            self._pool.trial(trial)
         self._trials[trial.number : trial.number + 1] = [trial]
         if record is not None:
-            self._records[trial.number] = record
-        if not trial.state.is_finished():
+            self._records[trial.number] = self._pool.record(record) if ended else record
+        if not ended:
             self._open.add(trial.number)
             return
         self._open.discard(trial.number)

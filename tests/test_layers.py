@@ -33,6 +33,7 @@ IMPORTERS = {
         "search.figures",
         "search.journal",
         "search.ledger",
+        "search.pool",
         "search.horizon",
     ),
     "torch.fx": ("pruning.lineage",),
