@@ -1,0 +1,123 @@
+"""Commands that show rankings, runs and names."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from search.cli.common import ExperimentOrSweep, Settings, SweepFolder, refuse_to_overwrite, say, say_table
+
+commands = typer.Typer()
+
+
+@commands.command()
+def rank(
+    experiment: ExperimentOrSweep,
+    criteria: Annotated[
+        str | None, typer.Option(help="Criteria by name: l1,fpgm; or all. Without it those of search.criterion.")
+    ] = None,
+    widths: Annotated[str, typer.Option(help="Shares of its channels that a group keeps.")] = "30%,50%,70%",
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Also cut one group at a time by the first criterion, and measure.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for tables and pictures; default: STORAGE/NAME-rank.")
+    ] = None,
+    settings: Settings = None,
+) -> None:
+    """Rank channels by several criteria, and show how far they agree: channels kept in common, and orders.
+
+    Example: prunesearch rank experiments/digits.yaml --criteria l1,fpgm,taylor --widths 30%,50% --sensitivity
+    """
+    from search.agreement_tables import agreement_tables
+    from search.config import load_experiment
+    from search.rank import rank as run_rank
+
+    asked = load_experiment(experiment, settings or ())
+    ranked = run_rank(asked, output, criteria=criteria, widths=widths, sensitivity=sensitivity, say=say)
+    for headers, rows in agreement_tables(ranked.agreements, ranked.shares) if ranked.agreements else ():
+        say("")
+        say_table(headers, rows)
+    say("")
+    for path in ranked.written:
+        say(f"written: {path}")
+
+
+@commands.command("show-channels")
+def show_channels(
+    experiment: ExperimentOrSweep,
+    group: Annotated[str, typer.Option(help="Channel group, e.g. layer2.0.conv1.")],
+    criterion: Annotated[str | None, typer.Option(help="Criterion; default: the first of search.criterion.")] = None,
+    width: Annotated[str, typer.Option(help="Channels to keep: a share, or a number.")] = "50%",
+    images: Annotated[int, typer.Option(help="How many validation images.", min=1)] = 3,
+    image: Annotated[list[Path] | None, typer.Option(help="Image file to take instead; may be repeated.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the picture goes.")] = Path("channels.png"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
+    settings: Settings = None,
+) -> None:
+    """Draw what the channels see that a criterion keeps, beside what those see that it removes.
+
+    Example: prunesearch show-channels experiments/digits.yaml --group layer2.0.conv1 --criterion fpgm --width 50%
+    """
+    from search.config import load_experiment
+    from search.show_channels import show_channels as draw
+
+    refuse_to_overwrite(output, force=force)
+    asked = load_experiment(experiment, settings or ())
+    draw(asked, group, output, criterion=criterion, width=width, images=images, files=image or (), say=say)
+    say(f"picture written to {output}")
+
+
+@commands.command()
+def ui(
+    folder: Annotated[Path, typer.Argument(help="A sweep's folder, or the one that holds the sweeps.")],
+    port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 5000,
+) -> None:
+    """Open MLflow's user interface on the runs of a sweep; Ctrl-C ends it.
+
+    Example: prunesearch ui sweeps/digits
+    """
+    from search.tracking import serve
+
+    serve(folder, port, say)
+
+
+@commands.command()
+def sync(sweep: SweepFolder) -> None:
+    """Send to MLflow what waits in a sweep's outbox, because the server was away.
+
+    Example: prunesearch sync sweeps/digits
+    """
+    from search.tracking import sync as send
+
+    say(f"{send(sweep)} entries still wait")
+
+
+class Kind(StrEnum):
+    """What `names` lists."""
+
+    MODELS = "models"
+    CRITERIA = "criteria"
+    ALLOCATIONS = "allocations"
+    DATA = "data"
+
+
+@commands.command()
+def names(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
+    """List the registered names that an experiment may use.
+
+    Example: prunesearch names criteria
+    """
+    from pruning import ALLOCATIONS, CRITERIA, DATA, model_names
+
+    known = {
+        Kind.MODELS: model_names,
+        Kind.CRITERIA: CRITERIA.names,
+        Kind.ALLOCATIONS: ALLOCATIONS.names,
+        Kind.DATA: DATA.names,
+    }
+    for name in known[kind]():
+        say(name)

@@ -1,0 +1,82 @@
+"""Commands that take a policy home."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from search.cli.common import ExperimentOrSweep, Settings, SweepFolder, refuse_to_overwrite, say, say_table
+from search.errors import SweepError
+
+if TYPE_CHECKING:
+    from search.apply import Applied
+
+commands = typer.Typer()
+
+
+@commands.command()
+def best(
+    sweep: SweepFolder,
+    max_macs: Annotated[str | None, typer.Option(help="Most MACs: '50%' of the baseline's, or a number.")] = None,
+    max_params: Annotated[str | None, typer.Option(help="Most parameters: '50%', or a number.")] = None,
+    max_latency_ms: Annotated[str | None, typer.Option(help="Most milliseconds a batch: '50%', or a number.")] = None,
+    min_accuracy: Annotated[str | None, typer.Option(help="Least accuracy: '99%' of the baseline's, or 0.91.")] = None,
+    trial: Annotated[int | None, typer.Option(help="Take this trial instead.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the policy goes.")] = Path("policy.json"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
+) -> None:
+    """Pick the most accurate trial within limits and write its policy.
+
+    Example: prunesearch best sweeps/digits --max-macs 50% --output policy.json
+    """
+    from search.pareto import Limits, pick
+    from search.sweep import load_sweep
+
+    refuse_to_overwrite(output, force=force)
+    limits = Limits.parse(
+        max_macs=max_macs, max_params=max_params, max_latency_ms=max_latency_ms, min_accuracy=min_accuracy
+    )
+    found = load_sweep(sweep)
+    records = found.records if trial is None else [record for record in found.records if record.number == trial]
+    if trial is not None and not records:
+        raise SweepError(f"--trial {trial}: expected one of the sweep's {len(found.records)} trials, counted from 0")
+    choice = pick(records, found.experiment.objectives, limits, found.baseline)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(choice.record.policy.to_json(), encoding="utf-8")
+    say(choice.explanation)
+    say(f"policy written to {output}")
+
+
+@commands.command()
+def apply(
+    policy: Annotated[Path, typer.Argument(help="Policy file that `best` wrote.", metavar="POLICY")],
+    experiment: ExperimentOrSweep,
+    output: Annotated[Path, typer.Option("--output", "-o", help="New folder for the network.")] = Path("pruned"),
+    settings: Settings = None,
+) -> None:
+    """Cut and fine-tune the baseline by a policy; test both networks once; save the pruned one.
+
+    Example: prunesearch apply policy.json sweeps/digits --output pruned
+    """
+    from pruning import load_policy
+    from search.apply import apply_policy
+    from search.config import load_experiment
+
+    applied = apply_policy(load_policy(policy), load_experiment(experiment, settings or ()), output, say)
+    _say_tested(applied)
+    say(f"pruned network written to {output}")
+
+
+def _say_tested(applied: Applied) -> None:
+    before, after = applied.baseline, applied.pruned
+    points = f"{100 * (after.accuracy - before.accuracy):+.2f} points"
+    faster = f"{after.latency_ms / before.latency_ms:.1%}"
+    rows = [
+        ["accuracy", f"{before.accuracy:.2%}", f"{after.accuracy:.2%}", points],
+        ["MACs", f"{before.macs:,}", f"{after.macs:,}", f"{after.macs / before.macs:.1%}"],
+        ["parameters", f"{before.params:,}", f"{after.params:,}", f"{after.params / before.params:.1%}"],
+        ["latency (ms)", f"{before.latency_ms:.2f}", f"{after.latency_ms:.2f}", faster],
+    ]
+    say_table(["tested once", "baseline", "pruned", ""], rows)
