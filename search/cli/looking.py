@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from search.cli.common import ExperimentOrSweep, Settings, SweepFolder, refuse_to_overwrite, say, say_table
+from search.cli.arguments import ExperimentOrSweep, Settings, SweepFolder, refuse_to_overwrite, say, say_table
 
 commands = typer.Typer()
 

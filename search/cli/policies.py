@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from search.cli.common import ExperimentOrSweep, Settings, SweepFolder, refuse_to_overwrite, say, say_table
+from search.cli.arguments import ExperimentOrSweep, Settings, SweepFolder, refuse_to_overwrite, say, say_table
 from search.errors import SweepError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from search.cli.common import Address, ExperimentFile, Plain, Settings, SweepFolder, say, say_table
+from search.cli.arguments import Address, ExperimentFile, Plain, Settings, SweepFolder, say, say_table
 from search.errors import SweepError
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What all commands have in common: arguments, and how they print."""
+"""Arguments that commands have in common, and how they print."""
 
 from __future__ import annotations
 
