@@ -28,6 +28,9 @@ Vector = npt.NDArray[np.float64]
 FOLDS = 40
 """The error is found by leaving out one measurement after the other; of more than so many, one part of so many."""
 
+TOGETHER = 8
+"""So many cut copies are measured in turns."""
+
 
 class Part(Data):
     """What weights of equal shape and use take together, `coefficient · Σ products`.
@@ -133,9 +136,10 @@ def measure_widths(
     repeats: int = 30,
     warmup: int = 5,
 ) -> tuple[Integers, Vector]:
-    """Draw widths, cut copies of the network to them and measure all in turns; which channels stay does not matter.
+    """Draw widths, cut copies of the network to them and measure them; which channels stay does not matter.
 
-    The copies are in memory together.
+    `TOGETHER` copies at a time are in memory, and measured in turns with the network itself: what counts is the ratio
+    to it, so that a slow minute of the machine does not make some of them slow.
 
     Args:
         model: the network before any cut; left as it is.
@@ -155,13 +159,22 @@ def measure_widths(
         OptionError: fewer than two networks, no repeats, or network and input on different devices.
     """
     widths = draw_widths(groups, cost, count=count, seed=seed, round_to=round_to)
-    networks: dict[str, nn.Module] = {}
-    for index, row in enumerate(widths.tolist()):
-        cut = {name: range(width) for name, width in zip(cost.groups, row, strict=True) if name in groups}
-        networks[str(index)] = copy.deepcopy(model)
-        remove(networks[str(index)], groups, cut)
-    measured = compare_latency(networks, example_input, repeats=repeats, warmup=warmup)
-    return widths, np.array([latency.median_ms for latency in measured.values()])
+    ratios, whole = list[float](), list[float]()
+    for first in range(0, count, TOGETHER):
+        cuts = [_cut(model, groups, cost, row) for row in widths[first : first + TOGETHER].tolist()]
+        networks = {"whole": model, **{str(number): cut for number, cut in enumerate(cuts)}}
+        measured = compare_latency(networks, example_input, repeats=repeats, warmup=warmup)
+        reference, *others = (latency.median_ms for latency in measured.values())
+        whole.append(reference)
+        ratios += [milliseconds / reference for milliseconds in others]
+    return widths, np.array(ratios) * np.median(whole)
+
+
+def _cut(model: nn.Module, groups: ChannelGroups, cost: CostModel, widths: Sequence[int]) -> nn.Module:
+    """Return a copy with the first channels of each group."""
+    network = copy.deepcopy(model)
+    remove(network, groups, {n: range(width) for n, width in zip(cost.groups, widths, strict=True) if n in groups})
+    return network
 
 
 def draw_widths(groups: ChannelGroups, cost: CostModel, *, count: int, seed: int, round_to: int = 1) -> Integers:
