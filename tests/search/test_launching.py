@@ -1,5 +1,8 @@
 """What Ray is asked for, and what is refused before."""
 
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -73,3 +76,29 @@ def test_a_container_has_the_memory_of_its_limit(tmp_path, monkeypatch, limits, 
     there = launching.os.sysconf("SC_PAGE_SIZE") * launching.os.sysconf("SC_PHYS_PAGES")
     assert machine_memory() == (expected or there)
     assert whole is None or whole <= there
+
+
+HUNGRY = """
+import search, ray, time
+
+@ray.remote(max_retries=2)
+def rank():
+    with open({log!r}, "a") as log:
+        log.write("begun\\n")
+    time.sleep(60)
+
+ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+try:
+    ray.get(rank.remote(), timeout=90)
+except ray.exceptions.OutOfMemoryError:
+    print("out of memory")
+"""
+
+
+def test_a_task_that_memory_never_holds_ends(tmp_path):
+    log = tmp_path / "log"
+    tight = {"RAY_memory_usage_threshold": "0.001", "RAY_memory_monitor_refresh_ms": "100"}
+    command = [sys.executable, "-c", HUNGRY.format(log=str(log))]
+    done = subprocess.run(command, env={**os.environ, **tight}, capture_output=True, text=True, timeout=200)
+    assert "out of memory" in done.stdout.splitlines(), done.stderr[-500:]
+    assert len(log.read_text().splitlines()) <= 3
