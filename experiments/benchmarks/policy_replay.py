@@ -51,7 +51,7 @@ class Replay:
         )
         self._models: list[GradientBoostingRegressor] = []
         self._seconds: list[Vector] = []
-        self._quality: list[str] = []
+        self._known: list[tuple[Vector, Vector]] = []
         before = np.zeros((len(rows), 0))
         for epoch in range(self._epochs):
             known = np.array([row[f"accuracy@{epoch}"] != "" for row in rows])
@@ -59,7 +59,7 @@ class Replay:
             some = [row for row, is_known in zip(rows, known, strict=True) if is_known]
             accuracy = np.array([float(row[f"accuracy@{epoch}"]) for row in some])
             model = GradientBoostingRegressor(n_estimators=600, learning_rate=0.05, subsample=0.5, random_state=0)
-            self._quality.append(quality(model, asked, accuracy))
+            self._known.append((asked, accuracy))
             self._models.append(model.fit(asked, log_odds(accuracy)))
             costs = np.stack([np.ones(len(some)), [float(row["macs"]) for row in some]], axis=1)
             spent = np.array([float(row[f"seconds@{epoch}"]) for row in some])
@@ -69,7 +69,8 @@ class Replay:
             before = np.hstack([before, found])
 
     def __str__(self) -> str:
-        return "\n".join(f"replay of epoch {epoch}: {text}" for epoch, text in enumerate(self._quality))
+        found = (quality(model, *known) for model, known in zip(self._models, self._known, strict=True))
+        return "\n".join(f"replay of epoch {epoch}: {text}" for epoch, text in enumerate(found))
 
     def measure(self, policy: Policy, goes_on: Callable[[Metrics], bool]) -> list[Metrics]:
         """Return what a trial would have measured, epoch after epoch, as long as it goes on."""

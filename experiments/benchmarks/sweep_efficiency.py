@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import statistics
 import tempfile
 import time
@@ -114,8 +115,6 @@ def main() -> None:
     asked = {name: getattr(arguments, name) for name in ("weights", "images", "model", "table", "epochs", "storage")}
     runs = [(name, seed) for name in arguments.methods for seed in range(arguments.seeds)]
     runs = [(name, seed) for name, seed in runs if name not in STOPPING or arguments.epochs]
-    if arguments.table:
-        print(bench_of(key_of(asked)), flush=True)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(arguments.workers, context) as pool:
         jobs = {run: pool.submit(one_run, asked, *run, arguments.trials) for run in runs}
@@ -123,6 +122,8 @@ def main() -> None:
         for (name, seed), job in jobs.items():
             found[name, seed] = job.result()
             print(f"{name}, seed {seed}: {hypervolume(found[name, seed]):.4f}", flush=True)
+    if arguments.table:
+        print(bench_of(key_of(asked)))
     print_tables(arguments.methods, arguments.seeds, found)
 
 
@@ -130,6 +131,7 @@ def one_run(asked: dict[str, Any], method: str, seed: int, trials: int) -> Point
     """Run one method with one seed."""
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    os.fsync = lambda _: None  # none of these sweeps has to survive a power cut
     bench = bench_of(key_of(asked))
     return list(METHOD[method](bench, asked["epochs"], seed, trials))
 
