@@ -23,17 +23,22 @@ def best(
     max_params: Annotated[str | None, typer.Option(help="Most parameters: '50%', or a number.")] = None,
     max_latency_ms: Annotated[str | None, typer.Option(help="Most milliseconds a batch: '50%', or a number.")] = None,
     min_accuracy: Annotated[str | None, typer.Option(help="Least accuracy: '99%' of the baseline's, or 0.91.")] = None,
+    knee: Annotated[
+        bool, typer.Option("--knee", help="Take the front's knee within the limits, after which accuracy gets dear.")
+    ] = False,
     trial: Annotated[int | None, typer.Option(help="Take this trial instead.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the policy goes.")] = Path("policy.json"),
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
 ) -> None:
-    """Pick the most accurate trial within limits and write its policy.
+    """Pick the most accurate trial within limits, or the front's knee, and write its policy.
 
     Example: prunesearch best sweeps/digits --max-macs 50% --output policy.json
     """
-    from search.pareto import Limits, pick
+    from search.pareto import Limits, pick, pick_knee
     from search.sweep import load_sweep
 
+    if knee and trial is not None:
+        raise SweepError(f"--knee: expected no --trial beside it, got --trial {trial}")
     refuse_to_overwrite(output, force=force)
     limits = Limits.parse(
         max_macs=max_macs, max_params=max_params, max_latency_ms=max_latency_ms, min_accuracy=min_accuracy
@@ -42,7 +47,7 @@ def best(
     records = found.records if trial is None else [record for record in found.records if record.number == trial]
     if trial is not None and not records:
         raise SweepError(f"--trial {trial}: expected one of the sweep's {len(found.records)} trials, counted from 0")
-    choice = pick(records, found.experiment.objectives, limits, found.baseline)
+    choice = (pick_knee if knee else pick)(records, found.experiment.objectives, limits, found.baseline)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(choice.record.policy.to_json(), encoding="utf-8")
     say(choice.explanation)
