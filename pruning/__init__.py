@@ -34,6 +34,7 @@ from pruning.groups import ChannelGroup, ChannelGroups, find_groups
 from pruning.initialise import draw_weights
 from pruning.latency import Latency, compare_latency, measure_latency
 from pruning.latency_model import LatencyModel, measure_widths
+from pruning.layout import Layout, layout_of
 from pruning.memory import BatchSizeWarning, DeviceMemoryError, is_out_of_memory, told_briefly
 from pruning.methods.dcp_schedules import Selector, joint_schedule, stagewise_schedule
 from pruning.mixed_ranking import MixedRanking
@@ -47,6 +48,7 @@ from pruning.sensitivity import measure_sensitivity
 from pruning.stagewise import train_heads
 from pruning.streaming import Reading, Request, observe
 from pruning.surgery import Kept, prune, remove
+from pruning.transfer import Transferred, transfer_policy
 
 __all__ = [
     "ALLOCATIONS",
@@ -74,6 +76,7 @@ __all__ = [
     "Kept",
     "Latency",
     "LatencyModel",
+    "Layout",
     "Measure",
     "MixedRanking",
     "ModelSpec",
@@ -95,6 +98,7 @@ __all__ = [
     "SensitivityRanking",
     "StreamingCriterion",
     "TrainingError",
+    "Transferred",
     "UnknownNameError",
     "block_names",
     "build_model",
@@ -111,6 +115,7 @@ __all__ = [
     "intensities",
     "is_out_of_memory",
     "joint_schedule",
+    "layout_of",
     "load_data",
     "load_policy",
     "load_pruned",
@@ -134,4 +139,5 @@ __all__ = [
     "stagewise_schedule",
     "told_briefly",
     "train_heads",
+    "transfer_policy",
 ]

@@ -220,7 +220,9 @@ def pick_knee(
     _, within = _within(records, objectives, limits, baseline)
     members = front(within, objectives)
     chosen = knee(members, objectives)
-    what = f"the knee of the {len(members)} non-dominated trials" if len(members) > 1 else "the only non-dominated trial"
+    what = (
+        f"the knee of the {len(members)} non-dominated trials" if len(members) > 1 else "the only non-dominated trial"
+    )
     scope = f" within the limits ({limits})" if limits.bounds else ""
     return Choice(chosen, f"{_described(chosen, objectives, baseline)} is {what}{scope}.", len(within))
 
