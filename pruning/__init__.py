@@ -27,7 +27,15 @@ from pruning.criteria.sensitivity import Sensitivity
 from pruning.curves import Curve, SensitivityRanking
 from pruning.data import DATA, ImageData, ImageSplit, load_data
 from pruning.data.pictures import intensities, read_picture
-from pruning.errors import CheckpointError, DataError, PolicyError, PruningError, RankingError, UnknownNameError
+from pruning.errors import (
+    CheckpointError,
+    DataError,
+    ModelError,
+    PolicyError,
+    PruningError,
+    RankingError,
+    UnknownNameError,
+)
 from pruning.finetune import Epoch, Evaluation, TrainingError, evaluate, fine_tune
 from pruning.greedy import GreedyRanking
 from pruning.groups import ChannelGroup, ChannelGroups, find_groups
@@ -79,6 +87,7 @@ __all__ = [
     "Layout",
     "Measure",
     "MixedRanking",
+    "ModelError",
     "ModelSpec",
     "NestedRanking",
     "PathRanking",

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -139,6 +140,17 @@ class Recipe(Data):
     compile: bool = False
 
 
+def _whole(value: Any) -> Any:
+    """Refuse what pydantic would take for a number of channels: `5.0`, `"5"`, `true`."""
+    if isinstance(value, (bool, float, str)):
+        raise ValueError(f"expected a valid integer, got {value!r}")
+    return value
+
+
+Width = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
+"""Channels that a group keeps."""
+
+
 class Policy(Data):
     """How one network is cut and recovered.
 
@@ -156,7 +168,7 @@ class Policy(Data):
     format: int = FORMAT
     model: ModelSpec
     network: str
-    widths: dict[str, Annotated[int, Field(ge=1)]]
+    widths: dict[str, Width]
     criterion: CriterionSpec = CriterionSpec(name="l1")
     criteria: dict[str, CriterionSpec] = {}
     auxiliary: AuxiliaryPlacement | None = None

@@ -59,18 +59,27 @@ def apply(
     policy: Annotated[Path, typer.Argument(help="Policy file that `best` wrote.", metavar="POLICY")],
     experiment: ExperimentOrSweep,
     output: Annotated[Path, typer.Option("--output", "-o", help="New folder for the network.")] = Path("pruned"),
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option("--recipe", metavar="NAME=VALUE", help="Change the policy's recipe, e.g. --recipe epochs=3."),
+    ] = None,
     settings: Settings = None,
 ) -> None:
     """Cut and fine-tune the baseline by a policy; test both networks once; save the pruned one.
 
-    Example: prunesearch apply policy.json sweeps/digits --output pruned
+    Example: prunesearch apply policy.json sweeps/digits --output pruned --recipe epochs=40
     """
     from pruning import load_policy
-    from search.apply import apply_policy
+    from search.apply import apply_policy, refuse_recipe, with_recipe
     from search.config import load_experiment
+    from search.diff import changed_values
 
-    applied = apply_policy(load_policy(policy), load_experiment(experiment, settings or ()), output, say)
-    _say_tested(applied)
+    refuse_recipe(settings or ())
+    asked, found = load_experiment(experiment, settings or ()), load_policy(policy)
+    changed = with_recipe(found, recipe or ())
+    for place, (before, after) in changed_values(found, changed).items():
+        say(f"{place}: {before} in {policy}, {after} here and in {output / 'policy.json'}")
+    _say_tested(apply_policy(changed, asked, output, say))
     say(f"pruned network written to {output}")
 
 
