@@ -30,7 +30,7 @@ FORMAT = 1
 class Data(BaseModel):
     """A frozen, hashable value that refuses unknown keys and numbers that are not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     def __hash__(self) -> int:
         return hash(_hashable(dict(self)))
@@ -147,7 +147,7 @@ def _whole(value: Any) -> Any:
     return value
 
 
-Width = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
+Width = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
 """Channels that a group keeps."""
 
 
@@ -165,7 +165,7 @@ class Policy(Data):
         widths: channels kept of each group; a group that is not named keeps all.
     """
 
-    format: int = FORMAT
+    format: Annotated[int, Field(json_schema_extra={"const": FORMAT})] = FORMAT
     model: ModelSpec
     network: str
     widths: dict[str, Width]

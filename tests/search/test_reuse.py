@@ -246,7 +246,7 @@ def test_a_policy_is_moved_to_a_deeper_network_with_other_classes(call, written,
 
 def test_a_moved_policy_meets_a_budget(call, written, tmp_path):
     output, full = tmp_path / "moved.json", laid_out("resnet56").cost.full.macs
-    policy = written(resnet_policy({name: 12 for name in laid_out().groups}))
+    policy = written(resnet_policy(dict.fromkeys(laid_out().groups, 12)))
     assert call("transfer", policy, "--model", "resnet56", "--macs", "40%", "-o", output)[0] == 0
     assert 0.396 * full <= laid_out("resnet56").cost.cost(load_policy(output).widths).macs <= 0.4 * full
     assert call("transfer", policy, "--model", "resnet56", "--macs", full // 2, "-o", output, "--force")[0] == 0

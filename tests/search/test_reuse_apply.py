@@ -1,4 +1,4 @@
-"""A policy is applied again: to the same weights, to others, by another recipe; what cannot be leaves nothing behind."""
+"""A policy is applied again: to the same weights, to others, by another recipe; what fails leaves nothing behind."""
 
 import json
 import shutil
