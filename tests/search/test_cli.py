@@ -23,7 +23,7 @@ from search.trial import run_trial
 HERE = Path(__file__).parent
 COMMANDS = (
     *("baseline", "run", "resume", "extend", "compare", "front", "best", "apply"),
-    *("rank", "show-channels", "ui", "sync", "names"),
+    *("describe", "diff", "transfer", "rank", "show-channels", "ui", "sync", "schema", "names"),
 )
 
 
