@@ -74,7 +74,7 @@ def transfer_policy(policy: Policy, source: Layout, target: Layout) -> Transferr
         network=target.groups.signature,
         widths=_widths({name: _share(found, policy, source.groups) for name, found in cut.items()}, target.groups),
         criterion=policy.criterion,
-        criteria=criteria if policy.criteria else {},
+        criteria=criteria,
         auxiliary=_moved_losses(policy.auxiliary, source.blocks, target.blocks),
         recipe=policy.recipe,
         seed=policy.seed,

@@ -107,6 +107,19 @@ def test_a_policy_is_applied_to_other_weights_of_its_network(call, experiment, w
     assert f"{apply.evaluate(network, prepare(tiny.experiment(tmp_path)).data.test).accuracy:.2%}" in text
 
 
+def test_a_transferred_policy_is_applied_to_the_other_network(call, experiment, written, storage, tmp_path):
+    wide = tmp_path / "wide.yaml"
+    model = {"name": "tiny:network", "options": {"widths": [16, 20]}}
+    weights = str(tiny.untrained(tmp_path, model))
+    wide.write_text(tiny.experiment(storage, model=model, weights=weights).to_yaml())
+    assert "prunesearch transfer" in call("apply", written, wide, "-o", tmp_path / "pruned")[2]
+    assert call("transfer", written, wide, "-o", tmp_path / "moved.json")[0] == 0
+    options = ("--recipe", "epochs=0", "-o", tmp_path / "pruned")
+    assert call("apply", tmp_path / "moved.json", wide, *options)[0] == 0
+    cut = load_pruned(tmp_path / "pruned").model
+    assert (cut.first.out_channels, cut.second.out_channels) == (10, 11)  # 5 of 8 and 9 of 16
+
+
 def test_weights_of_another_network_are_one_line(refused, experiment, written, tmp_path):
     other = tiny.untrained(tmp_path, {"name": "tiny:network", "options": {"widths": [8, 20]}})
     complaint = refused("apply", written, experiment, "--set", f"weights={other}", "-o", tmp_path / "pruned")
