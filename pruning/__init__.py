@@ -27,13 +27,22 @@ from pruning.criteria.sensitivity import Sensitivity
 from pruning.curves import Curve, SensitivityRanking
 from pruning.data import DATA, ImageData, ImageSplit, load_data
 from pruning.data.pictures import intensities, read_picture
-from pruning.errors import CheckpointError, DataError, PolicyError, PruningError, RankingError, UnknownNameError
+from pruning.errors import (
+    CheckpointError,
+    DataError,
+    ModelError,
+    PolicyError,
+    PruningError,
+    RankingError,
+    UnknownNameError,
+)
 from pruning.finetune import Epoch, Evaluation, TrainingError, evaluate, fine_tune
 from pruning.greedy import GreedyRanking
 from pruning.groups import ChannelGroup, ChannelGroups, find_groups
 from pruning.initialise import draw_weights
 from pruning.latency import Latency, compare_latency, measure_latency
 from pruning.latency_model import LatencyModel, measure_widths
+from pruning.layout import Layout, layout_of
 from pruning.memory import BatchSizeWarning, DeviceMemoryError, is_out_of_memory, told_briefly
 from pruning.methods.dcp_schedules import Selector, joint_schedule, stagewise_schedule
 from pruning.mixed_ranking import MixedRanking
@@ -47,6 +56,7 @@ from pruning.sensitivity import measure_sensitivity
 from pruning.stagewise import train_heads
 from pruning.streaming import Reading, Request, observe
 from pruning.surgery import Kept, prune, remove
+from pruning.transfer import Transferred, transfer_policy
 
 __all__ = [
     "ALLOCATIONS",
@@ -74,8 +84,10 @@ __all__ = [
     "Kept",
     "Latency",
     "LatencyModel",
+    "Layout",
     "Measure",
     "MixedRanking",
+    "ModelError",
     "ModelSpec",
     "NestedRanking",
     "PathRanking",
@@ -95,6 +107,7 @@ __all__ = [
     "SensitivityRanking",
     "StreamingCriterion",
     "TrainingError",
+    "Transferred",
     "UnknownNameError",
     "block_names",
     "build_model",
@@ -111,6 +124,7 @@ __all__ = [
     "intensities",
     "is_out_of_memory",
     "joint_schedule",
+    "layout_of",
     "load_data",
     "load_policy",
     "load_pruned",
@@ -134,4 +148,5 @@ __all__ = [
     "stagewise_schedule",
     "told_briefly",
     "train_heads",
+    "transfer_policy",
 ]

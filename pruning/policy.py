@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
@@ -29,7 +30,7 @@ FORMAT = 1
 class Data(BaseModel):
     """A frozen, hashable value that refuses unknown keys and numbers that are not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     def __hash__(self) -> int:
         return hash(_hashable(dict(self)))
@@ -139,6 +140,17 @@ class Recipe(Data):
     compile: bool = False
 
 
+def _whole(value: Any) -> Any:
+    """Refuse what pydantic would take for a number of channels: `5.0`, `"5"`, `true`."""
+    if isinstance(value, (bool, float, str)):
+        raise ValueError(f"expected a valid integer, got {value!r}")
+    return value
+
+
+Width = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
+"""Channels that a group keeps."""
+
+
 class Policy(Data):
     """How one network is cut and recovered.
 
@@ -153,10 +165,10 @@ class Policy(Data):
         widths: channels kept of each group; a group that is not named keeps all.
     """
 
-    format: int = FORMAT
+    format: Annotated[int, Field(json_schema_extra={"const": FORMAT})] = FORMAT
     model: ModelSpec
     network: str
-    widths: dict[str, Annotated[int, Field(ge=1)]]
+    widths: dict[str, Width]
     criterion: CriterionSpec = CriterionSpec(name="l1")
     criteria: dict[str, CriterionSpec] = {}
     auxiliary: AuxiliaryPlacement | None = None

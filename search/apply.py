@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
+from yaml import YAMLError
 
-from pruning import CRITERIA, Policy, PolicyError, compare_latency, evaluate, save_pruned
+from pruning import CRITERIA, Policy, PolicyError, Recipe, compare_latency, evaluate, explain, save_pruned
 from search.config import Experiment
+from search.dialect import read_yaml
 from search.errors import SweepError
 from search.inputs import Inputs, Say, silent
+from search.layouts import check_model
 from search.prepare import prepare
 from search.results import Metrics
 from search.sections import AllocationSpec, AuxiliarySpace, SurrogateSpec, WidthSpace
@@ -39,26 +44,58 @@ class Applied:
     folder: Path
 
 
+def with_recipe(policy: Policy, settings: Sequence[str]) -> Policy:
+    """Return a policy whose recipe has other values, given as `epochs=3`.
+
+    Raises:
+        PolicyError: no such form, an unknown key, or a value that it cannot take.
+    """
+    changes = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            raise PolicyError(f"--recipe: expected name=value, got '{setting}'")
+        try:
+            changes[key] = read_yaml(text)
+        except YAMLError:
+            raise PolicyError(f"--recipe {setting}: '{text}' is not YAML") from None
+    try:
+        recipe = Recipe.model_validate(policy.recipe.model_dump() | changes)
+    except ValidationError as error:
+        raise PolicyError(f"--recipe {explain(error, 'recipe', Recipe)}") from None
+    return policy.model_copy(update={"recipe": recipe})
+
+
+def refuse_recipe(settings: Sequence[str]) -> None:
+    """Refuse settings of an experiment that `apply` would not follow: the policy has a recipe of its own.
+
+    Raises:
+        PolicyError: with the option that changes it.
+    """
+    for setting in settings:
+        if setting.startswith(("recipe.", "recipe=")):
+            instead = setting.removeprefix("recipe.") if setting.startswith("recipe.") else "epochs=3"
+            raise PolicyError(f"--set {setting}: the policy's recipe counts; change it with --recipe {instead}")
+
+
 def apply_policy(policy: Policy, experiment: Experiment, folder: Path, say: Say = silent) -> Applied:
     """Cut and fine-tune the experiment's baseline by `policy`, test both networks once, and save the cut one.
 
     Args:
         policy: what to cut and how to recover.
         experiment: names the weights and the images.
-        folder: new; gets `policy.json`, `kept.json` and `weights.safetensors`.
+        folder: new; gets `policy.json`, `kept.json` and `weights.safetensors`, at the end and all at once.
         say: told of every step.
 
     Raises:
-        SweepError: the folder exists.
+        SweepError: the folder exists, or cannot be made.
         PolicyError: a policy for another network.
         PruningError: see `prepare` and `run_trial`.
     """
-    if folder.exists():
-        raise SweepError(f"{folder}: exists; name another folder with --output")
+    _check_place(folder)
     if not policy.widths:
         raise PolicyError("policy.widths: expected at least one channel group, got none")
-    if policy.model != experiment.model:
-        raise PolicyError(f"policy.model: expected {experiment.model} as in the experiment, got {policy.model}")
+    check_model(policy, experiment)
     for criterion in policy.every_criterion:
         CRITERIA.build(criterion.name, **criterion.options)  # refuses what it does not know
     search = experiment.search.model_copy(
@@ -87,6 +124,15 @@ def apply_policy(policy: Policy, experiment: Experiment, folder: Path, say: Say 
         pruned=Tested(accuracy["pruned"], metrics.macs, metrics.params, latency["pruned"].median_ms),
         folder=folder,
     )
+
+
+def _check_place(folder: Path) -> None:
+    """Refuse a place where no folder can be made, before hours of work."""
+    if folder.exists():
+        raise SweepError(f"{folder}: exists; name another folder with --output")
+    above = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise SweepError(f"{folder}: expected a place for a new folder, but {above} cannot hold one")
 
 
 @contextmanager

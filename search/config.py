@@ -13,17 +13,23 @@ from pruning import ALLOCATIONS, CRITERIA, CriterionSpec, ModelSpec, Recipe, Sel
 from search.dialect import read_yaml, write_yaml
 from search.errors import ExperimentError
 from search.sections import (
+    ONE_OR_MORE,
     AllocationSpec,
     AuxiliarySpace,
     BudgetSpace,
+    CriterionVariants,
     DataSpec,
     Duration,
     Limit,
+    Percentage,
+    Positive,
     SchedulerSpec,
     Section,
+    Share,
     Span,
     SurrogateSpec,
     WidthSpace,
+    both_ends,
     by_name,
     listed,
     searched,
@@ -47,6 +53,15 @@ Objective = Literal["accuracy", "macs", "params", "latency_ms"]
 Sampler = Literal["random", "nsga2", "nsga3", "tpe", "gp"]
 
 
+# What a file may say in short; the schema of experiments has these forms, too.
+Criterion = str | CriterionVariants
+Rule = str | AllocationSpec
+SurrogateKind = Literal["sensitivity", "quadratic", "none"]
+Counts = Annotated[int, Field(ge=0)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+Value = str | float | bool | None
+Searched = Value | Annotated[list[Any], Field(min_length=1)] | Span
+
+
 class SearchSpace(Section):
     """What is searched, and how. A value is fixed, a list is a choice, `{low, high}` is a span."""
 
@@ -55,45 +70,52 @@ class SearchSpace(Section):
     """Running time after which no more trials are proposed, interruptions left out: `2h`, `90m`, `45s` or seconds."""
     concurrent: Annotated[int, Field(ge=1)] = 2
     sampler: Sampler = "tpe"
-    scheduler: Annotated[SchedulerSpec, BeforeValidator(by_name)] = SchedulerSpec(name="none")
+    scheduler: Annotated[
+        SchedulerSpec, BeforeValidator(by_name, json_schema_input_type=Literal["none", "pareto_asha"] | SchedulerSpec)
+    ] = SchedulerSpec(name="none")
     seed: Annotated[int, Field(ge=0)] = 0
-    groups: Annotated[tuple[str, ...], BeforeValidator(listed), Field(min_length=1)] = ("inner",)
+    groups: Annotated[tuple[str, ...], Field(min_length=1), ONE_OR_MORE] = ("inner",)
     """Names or shell patterns of groups; `inner`, `coupled`, `all`, and `paper` for what the papers prune."""
     widths: WidthSpace = WidthSpace()
-    budget: BudgetSpace = BudgetSpace()
-    allocation: Annotated[tuple[AllocationSpec, ...], BeforeValidator(listed), Field(min_length=1)] = (
-        AllocationSpec(name="searched"),
+    budget: Annotated[BudgetSpace, BeforeValidator(both_ends, json_schema_input_type=Share | BudgetSpace)] = (
+        BudgetSpace()
     )
-    criterion: Annotated[tuple[CriterionSpec, ...], BeforeValidator(listed), Field(min_length=1)] = (
-        CriterionSpec(name="l1"),
-    )
+    allocation: Annotated[tuple[AllocationSpec, ...], Field(min_length=1)] = (AllocationSpec(name="searched"),)
+    criterion: Annotated[tuple[CriterionSpec, ...], Field(min_length=1)] = (CriterionSpec(name="l1"),)
     criterion_per: Literal["network", "stage", "group"] = "network"
     """Whether one criterion is drawn for all groups, or one for each."""
-    start: Annotated[tuple[str, ...], BeforeValidator(listed)] = (PAPERS,)
+    start: Annotated[tuple[str, ...], ONE_OR_MORE] = (PAPERS,)
     """What is tried first: `papers`, rules by name, policy files, folders of sweeps; an empty list is nothing."""
     surrogate: SurrogateSpec = SurrogateSpec()
     auxiliary: AuxiliarySpace = AuxiliarySpace()
     ranking_images: Annotated[int, Field(ge=1)] = 1024
     """Training images that a criterion which needs data looks at."""
-    recipe: dict[str, Annotated[Span | list[Any], BeforeValidator(searched)]] = {}
+    recipe: Annotated[
+        dict[str, Annotated[Span | list[Any], BeforeValidator(searched, json_schema_input_type=Searched)]],
+        Field(json_schema_extra={"propertyNames": {"enum": list(Recipe.model_fields)}}),
+    ] = {}
     """Searched fields of the recipe."""
 
-    @field_validator("auxiliary", mode="before")
+    @field_validator("auxiliary", mode="before", json_schema_input_type=Counts | AuxiliarySpace)
     @classmethod
     def _by_count(cls, value: Any) -> Any:
         return {"count": value} if isinstance(value, (int, list)) else value
 
-    @field_validator("allocation", mode="before")
+    @field_validator(
+        "allocation", mode="before", json_schema_input_type=Rule | Annotated[list[Rule], Field(min_length=1)]
+    )
     @classmethod
     def _by_name(cls, value: Any) -> Any:
         return [by_name(item) for item in listed(value)]
 
-    @field_validator("criterion", mode="before")
+    @field_validator(
+        "criterion", mode="before", json_schema_input_type=Criterion | Annotated[list[Criterion], Field(min_length=1)]
+    )
     @classmethod
     def _each_variant(cls, value: Any) -> Any:
         return [variant for item in listed(value) for variant in variants(by_name(item))]
 
-    @field_validator("surrogate", mode="before")
+    @field_validator("surrogate", mode="before", json_schema_input_type=SurrogateKind | SurrogateSpec)
     @classmethod
     def _by_kind(cls, value: Any) -> Any:
         return {"kind": value} if isinstance(value, str) else value
@@ -172,7 +194,7 @@ class Resources(Section):
     retries: Annotated[int, Field(ge=0)] = 2
     """Attempts after a worker died, or lost its GPU; a trial that raises is not tried again."""
 
-    @field_validator("threads", mode="before")
+    @field_validator("threads", mode="before", json_schema_input_type=Annotated[int, Field(ge=1)] | None)
     @classmethod
     def _as_cpus(cls, value: Any, others: ValidationInfo) -> Any:
         return max(1, int(others.data.get("cpus", 1))) if value is None else value
@@ -221,8 +243,8 @@ class Experiment(Section):
     """One question: which network on which images is cut how. Paths are relative to the experiment's file."""
 
     name: Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]
-    model: ModelSpec
-    data: DataSpec = DataSpec()
+    model: Annotated[ModelSpec, BeforeValidator(by_name, json_schema_input_type=str | ModelSpec)]
+    data: Annotated[DataSpec, BeforeValidator(by_name, json_schema_input_type=str | DataSpec)] = DataSpec()
     weights: Path | None = None
     """The baseline's checkpoint; without it the sweep trains a baseline by `baseline` first."""
     baseline: Recipe = Recipe(**BASELINE)
@@ -230,7 +252,9 @@ class Experiment(Section):
     recipe: Recipe = Recipe()
     auxiliary: AuxiliarySpec = AuxiliarySpec()
     objectives: Annotated[tuple[Objective, ...], Field(min_length=2, max_length=3)] = ("accuracy", "macs")
-    constraints: dict[Objective, Annotated[Limit, BeforeValidator(Limit.parse)]] = {}
+    constraints: dict[
+        Objective, Annotated[Limit, BeforeValidator(Limit.parse, json_schema_input_type=Positive | Percentage | Limit)]
+    ] = {}
     search: SearchSpace = SearchSpace()
     resources: Resources = Resources()
     latency: LatencySpec = LatencySpec()
@@ -238,11 +262,6 @@ class Experiment(Section):
     storage: Path = Path("sweeps")
     cache_gib: Annotated[float, Field(ge=0)] = 10.0
     """How much rankings and heads may take in the storage's `cache`; those used least recently go first."""
-
-    @field_validator("model", "data", mode="before")
-    @classmethod
-    def _by_name(cls, value: Any) -> Any:
-        return by_name(value)
 
     @field_validator("baseline", mode="before")
     @classmethod

@@ -203,18 +203,49 @@ def pick(
         SweepError: no trial finished, none is within the limits (the nearest is named), or a limit's quantity was not
             measured.
     """
+    candidates, within = _within(records, objectives, limits, baseline)
+    within = sorted(within, key=_merit)
+    why = _explanation(within, candidates, limits, _described(within[0], objectives, baseline))
+    return Choice(within[0], why, len(within), within[1] if len(within) > 1 else None)
+
+
+def pick_knee(
+    records: Sequence[TrialRecord], objectives: Sequence[Objective], limits: Limits, baseline: Mapping[str, Any]
+) -> Choice:
+    """Return the knee of the front of the trials within the limits; see `knee`.
+
+    Raises:
+        SweepError: as for `pick`.
+    """
+    _, within = _within(records, objectives, limits, baseline)
+    members = front(within, objectives)
+    chosen = knee(members, objectives)
+    what = (
+        f"the knee of the {len(members)} non-dominated trials" if len(members) > 1 else "the only non-dominated trial"
+    )
+    scope = f" within the limits ({limits})" if limits.bounds else ""
+    return Choice(chosen, f"{_described(chosen, objectives, baseline)} is {what}{scope}.", len(within))
+
+
+def _within(
+    records: Sequence[TrialRecord], objectives: Sequence[Objective], limits: Limits, baseline: Mapping[str, Any]
+) -> tuple[int, list[TrialRecord]]:
+    """Return how many trials may be picked, and those of them that are within the limits: at least one.
+
+    Raises:
+        SweepError: see `pick`.
+    """
     names: list[Objective] = list(dict.fromkeys(["accuracy", *objectives, *limits.bounds]))
     candidates = comparable(records, names)
     if not candidates:
         raise SweepError(_none_to_pick(records, names))
     misses = {record.number: _missed(record, limits, baseline) for record in candidates}
-    within = sorted((record for record in candidates if not misses[record.number]), key=_merit)
+    within = [record for record in candidates if not misses[record.number]]
     if not within:
         nearest = min(candidates, key=lambda record: (max(misses[record.number].values()), record.number))
         shortfall = _shortfall(nearest, list(misses[nearest.number]), limits, baseline)
         raise SweepError(f"best: no trial is within the limits ({limits}): {shortfall}")
-    why = _explanation(within, len(candidates), limits, _described(within[0], objectives, baseline))
-    return Choice(within[0], why, len(within), within[1] if len(within) > 1 else None)
+    return len(candidates), within
 
 
 def _merit(record: TrialRecord) -> tuple[float, int, int, int]:

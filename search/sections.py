@@ -7,7 +7,18 @@ from collections.abc import Iterable, Sequence
 from itertools import product
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    field_validator,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
 
 from pruning import AuxiliaryPlacement, even_positions
 
@@ -15,7 +26,12 @@ from pruning import AuxiliaryPlacement, even_positions
 class Section(BaseModel):
     """A frozen part of an experiment that refuses unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+Positive = Annotated[float, Field(gt=0)]
+Percentage = Annotated[str, Field(pattern=r"^\s*\d+(\.\d+)?\s*%\s*$")]
+"""A part of the baseline's value: `50%`."""
 
 
 def _share(value: Any) -> Any:
@@ -25,7 +41,8 @@ def _share(value: Any) -> Any:
     return value
 
 
-Share = Annotated[float, BeforeValidator(_share), Field(gt=0, le=1)]
+_Part = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[_Part, BeforeValidator(_share, json_schema_input_type=_Part | Percentage)]
 """A part of the baseline's value: 0.5 or 50%."""
 
 
@@ -41,7 +58,9 @@ def _seconds(value: Any) -> Any:
     raise ValueError(f"expected a time like 2h, 90m, 45s, or seconds, got '{value}'")
 
 
-Duration = Annotated[float, BeforeValidator(_seconds), Field(gt=0, allow_inf_nan=False)]
+_Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Time = Annotated[str, Field(pattern=r"^\s*\d+(\.\d+)?\s*[hms]?\s*$")]
+Duration = Annotated[_Seconds, BeforeValidator(_seconds, json_schema_input_type=_Seconds | _Time)]
 """Seconds: 5400, 90m or 1.5h."""
 
 
@@ -49,6 +68,30 @@ def written_duration(seconds: float) -> str:
     """Return a duration as it is written in experiments: in the largest unit that makes it a whole number."""
     unit = next((unit for unit, length in _UNITS.items() if seconds % length == 0), "s")
     return f"{seconds / _UNITS[unit]:.10g}{unit}"
+
+
+def listed(value: Any) -> Any:
+    """Return a value as the only one of a list; a list as it stands."""
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+class OneOrMore:
+    """Marks a list of which the only item may stand for itself, in files and in their schema."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(listed, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        several = handler(schema)
+        return {"anyOf": [several["items"], several]}
+
+
+ONE_OR_MORE = OneOrMore()
+
+
+def by_name(value: Any) -> Any:
+    """Read a name as something of that name without options."""
+    return {"name": value} if isinstance(value, str) else value
 
 
 class Limit(Section):
@@ -122,7 +165,9 @@ class WidthSpace(Section):
     """
 
     per: Literal["group", "stage", "scores"] = "group"
-    around: Annotated[AllocationSpec | None, BeforeValidator(lambda value: by_name(value))] = None
+    around: Annotated[
+        AllocationSpec | None, BeforeValidator(by_name, json_schema_input_type=str | AllocationSpec | None)
+    ] = None
     minimum: Share = 0.1
     round_to: Annotated[int, Field(ge=1)] = 1
 
@@ -146,11 +191,6 @@ class BudgetSpace(Section):
     maximum: Share | None = None
     of: Literal["macs", "params", "latency_ms"] = "macs"
 
-    @model_validator(mode="before")
-    @classmethod
-    def _both_ends(cls, value: Any) -> Any:
-        return {"minimum": value, "maximum": value} if isinstance(value, (str, int, float)) else value
-
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
@@ -169,6 +209,11 @@ class BudgetSpace(Section):
                 expected = f"{reachable:.1%} to 100%, which the widths can reach"
                 raise ValueError(f"{end}: expected {expected}, got {share:.1%}")
         return (max(min(0.2, maximum), reachable) if self.minimum is None else self.minimum), maximum
+
+
+def both_ends(value: Any) -> Any:
+    """Read a single share as both ends of a budget."""
+    return {"minimum": value, "maximum": value} if isinstance(value, (str, int, float)) else value
 
 
 class SurrogateSpec(Section):
@@ -203,14 +248,12 @@ class SchedulerSpec(Section):
         return self.name if self.name == "none" else f"{self.name}(factor={self.factor}, first={self.first})"
 
 
-def listed(value: Any) -> Any:
-    """Return a value as the only one of a list; a list as it stands."""
-    return value if isinstance(value, (list, tuple)) else [value]
+class CriterionVariants(Section):
+    """A criterion as files write it: `choices` has a list of values for each option that is searched."""
 
-
-def by_name(value: Any) -> Any:
-    """Read a name as something of that name without options."""
-    return {"name": value} if isinstance(value, str) else value
+    name: str
+    options: dict[str, Any] = {}
+    choices: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
 
 
 def variants(value: Any) -> list[Any]:
@@ -248,11 +291,16 @@ class AuxiliarySpace(Section):
         weight: factor of each auxiliary loss.
     """
 
-    count: Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(listed), Field(min_length=1)] = (0,)
-    placement: Annotated[tuple[Literal["even", "free"], ...], BeforeValidator(listed), Field(min_length=1)] = ("even",)
-    positions: Annotated[tuple[int | str, ...], BeforeValidator(listed)] = ()
-    head: Annotated[tuple[Literal["dcp", "ccp"], ...], BeforeValidator(listed), Field(min_length=1)] = ("dcp",)
-    weight: Annotated[Span | list[float], BeforeValidator(searched)] = [1.0]
+    count: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), ONE_OR_MORE] = (0,)
+    placement: Annotated[tuple[Literal["even", "free"], ...], Field(min_length=1), ONE_OR_MORE] = ("even",)
+    positions: Annotated[tuple[int | str, ...], ONE_OR_MORE] = ()
+    head: Annotated[tuple[Literal["dcp", "ccp"], ...], Field(min_length=1), ONE_OR_MORE] = ("dcp",)
+    weight: Annotated[
+        Span | list[float],
+        BeforeValidator(
+            searched, json_schema_input_type=Positive | Annotated[list[Positive], Field(min_length=1)] | Span
+        ),
+    ] = [1.0]
 
     @field_validator("weight")
     @classmethod

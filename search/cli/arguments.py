@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from search.errors import SweepError
+
+WIDTH = 100
+"""Letters in a line of text."""
 
 ExperimentFile = Annotated[Path, typer.Argument(help="Experiment file (YAML).", metavar="EXPERIMENT")]
 ExperimentOrSweep = Annotated[
@@ -27,15 +32,23 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def say_table(headers: list[str], rows: list[list[str]]) -> None:
-    """Print columns, the first to the left, the others to the right, however narrow the terminal is."""
+def say_table(headers: list[str], rows: list[list[str]], left: Collection[int] = (0,)) -> None:
+    """Print columns, however narrow the terminal is; those whose numbers are in `left` to the left."""
     widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
     for row in (headers, *rows):
-        first, *others = (
-            cell.rjust(width) if index else cell.ljust(width)
+        cells = (
+            cell.ljust(width) if index in left else cell.rjust(width)
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
-        say("  ".join([first, *others]).rstrip())
+        say("  ".join(cells).rstrip())
+
+
+def say_lines(lines: Mapping[str, str]) -> None:
+    """Print texts behind what they are about, folded to the width of a terminal."""
+    margin = max(map(len, lines)) + 2
+    for name, text in lines.items():
+        first = name.ljust(margin)
+        say(textwrap.fill(text, WIDTH, initial_indent=first, subsequent_indent=" " * margin, break_on_hyphens=False))
 
 
 def refuse_to_overwrite(output: Path, *, force: bool) -> None:

@@ -96,6 +96,34 @@ def sync(sweep: SweepFolder) -> None:
     say(f"{send(sweep)} entries still wait")
 
 
+class FileKind(StrEnum):
+    """Whose form `schema` tells."""
+
+    POLICY = "policy"
+    EXPERIMENT = "experiment"
+
+
+@commands.command()
+def schema(
+    kind: Annotated[FileKind, typer.Argument(help="Which files.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where it goes; default: the terminal.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
+) -> None:
+    """Print the JSON Schema of policies or experiments, by which editors complete and mark mistakes.
+
+    Example: prunesearch schema experiment --output experiment.schema.json
+    """
+    from search.schema import schema_text
+
+    text = schema_text(kind.value)
+    if output is None:
+        say(text.removesuffix("\n"))
+        return
+    refuse_to_overwrite(output, force=force)
+    output.write_text(text, encoding="utf-8")
+    say(f"schema written to {output}")
+
+
 class Kind(StrEnum):
     """What `names` lists."""
 

@@ -23,17 +23,22 @@ def best(
     max_params: Annotated[str | None, typer.Option(help="Most parameters: '50%', or a number.")] = None,
     max_latency_ms: Annotated[str | None, typer.Option(help="Most milliseconds a batch: '50%', or a number.")] = None,
     min_accuracy: Annotated[str | None, typer.Option(help="Least accuracy: '99%' of the baseline's, or 0.91.")] = None,
+    knee: Annotated[
+        bool, typer.Option("--knee", help="Take the front's knee within the limits, after which accuracy gets dear.")
+    ] = False,
     trial: Annotated[int | None, typer.Option(help="Take this trial instead.")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the policy goes.")] = Path("policy.json"),
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
 ) -> None:
-    """Pick the most accurate trial within limits and write its policy.
+    """Pick the most accurate trial within limits, or the front's knee, and write its policy.
 
     Example: prunesearch best sweeps/digits --max-macs 50% --output policy.json
     """
-    from search.pareto import Limits, pick
+    from search.pareto import Limits, pick, pick_knee
     from search.sweep import load_sweep
 
+    if knee and trial is not None:
+        raise SweepError(f"--knee: expected no --trial beside it, got --trial {trial}")
     refuse_to_overwrite(output, force=force)
     limits = Limits.parse(
         max_macs=max_macs, max_params=max_params, max_latency_ms=max_latency_ms, min_accuracy=min_accuracy
@@ -42,7 +47,7 @@ def best(
     records = found.records if trial is None else [record for record in found.records if record.number == trial]
     if trial is not None and not records:
         raise SweepError(f"--trial {trial}: expected one of the sweep's {len(found.records)} trials, counted from 0")
-    choice = pick(records, found.experiment.objectives, limits, found.baseline)
+    choice = (pick_knee if knee else pick)(records, found.experiment.objectives, limits, found.baseline)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(choice.record.policy.to_json(), encoding="utf-8")
     say(choice.explanation)
@@ -54,18 +59,27 @@ def apply(
     policy: Annotated[Path, typer.Argument(help="Policy file that `best` wrote.", metavar="POLICY")],
     experiment: ExperimentOrSweep,
     output: Annotated[Path, typer.Option("--output", "-o", help="New folder for the network.")] = Path("pruned"),
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option("--recipe", metavar="NAME=VALUE", help="Change the policy's recipe, e.g. --recipe epochs=3."),
+    ] = None,
     settings: Settings = None,
 ) -> None:
     """Cut and fine-tune the baseline by a policy; test both networks once; save the pruned one.
 
-    Example: prunesearch apply policy.json sweeps/digits --output pruned
+    Example: prunesearch apply policy.json sweeps/digits --output pruned --recipe epochs=40
     """
     from pruning import load_policy
-    from search.apply import apply_policy
+    from search.apply import apply_policy, refuse_recipe, with_recipe
     from search.config import load_experiment
+    from search.diff import changed_values
 
-    applied = apply_policy(load_policy(policy), load_experiment(experiment, settings or ()), output, say)
-    _say_tested(applied)
+    refuse_recipe(settings or ())
+    asked, found = load_experiment(experiment, settings or ()), load_policy(policy)
+    changed = with_recipe(found, recipe or ())
+    for place, (before, after) in changed_values(found, changed).items():
+        say(f"{place}: {before} in {policy}, {after} here and in {output / 'policy.json'}")
+    _say_tested(apply_policy(changed, asked, output, say))
     say(f"pruned network written to {output}")
 
 

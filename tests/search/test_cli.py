@@ -13,6 +13,7 @@ from PIL import Image
 
 from pruning import CRITERIA, Policy, build_model, evaluate, load_policy, load_pruned
 from search import cli
+from search.pareto import knee
 from search.prepare import prepare, space_of
 from search.searcher import StudySearcher
 from search.study import create_study
@@ -22,7 +23,7 @@ from search.trial import run_trial
 HERE = Path(__file__).parent
 COMMANDS = (
     *("baseline", "run", "resume", "extend", "compare", "front", "best", "apply"),
-    *("rank", "show-channels", "ui", "sync", "names"),
+    *("describe", "diff", "transfer", "rank", "show-channels", "ui", "sync", "schema", "names"),
 )
 
 
@@ -139,6 +140,8 @@ def test_a_sweep_without_a_success_is_one_line(refused, tmp_path):
         (["--min-accuracy", "90"], "min_accuracy: expected 0 to 1"),
         (["--max-latency-ms", "5"], "no trial measured latency_ms"),
         (["--trial", "7"], "--trial 7: expected one of the sweep's 3 trials, counted from 0"),
+        (["--knee", "--trial", "1"], "--knee: expected no --trial beside it, got --trial 1"),
+        (["--knee", "--max-macs", "0.1%"], "no trial is within the limits"),
     ],
 )
 def test_limits_that_no_trial_meets_are_one_line(refused, sweep, tmp_path, arguments, reason):
@@ -316,6 +319,19 @@ def test_one_trial_may_be_taken_and_the_output_replaced(call, sweep, tmp_path):
     for number in (0, 1):
         assert call("best", sweep, "--trial", number, "-o", output, "--force")[0] == 0
         assert load_policy(output) == load_sweep(sweep).records[number].policy
+
+
+def test_the_knee_may_be_taken(call, sweep, tmp_path):
+    found = load_sweep(sweep)
+    code, text, _ = call("best", sweep, "--knee", "-o", tmp_path / "policy.json")
+    chosen = knee(found.front, found.experiment.objectives)
+    assert code == 0
+    assert text.startswith(f"Trial {chosen.number} (")
+    assert load_policy(tmp_path / "policy.json") == chosen.policy
+    dearest = found.front[-1].metrics.macs
+    within = [record for record in found.front if record.metrics.macs < dearest]
+    assert call("best", sweep, "--knee", "--max-macs", dearest - 1, "-o", tmp_path / "cheap.json")[0] == 0
+    assert load_policy(tmp_path / "cheap.json") == knee(within, found.experiment.objectives).policy
 
 
 # ── as a process ─────────────────────────────────────────────────────────────────────────────────────────────────────

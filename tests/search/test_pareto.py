@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pruning import ModelSpec, Policy
 from search.config import Objective
 from search.errors import SweepError
-from search.pareto import Limits, front, hypervolume, hypervolume_history, knee, pick
+from search.pareto import Limits, front, hypervolume, hypervolume_history, knee, pick, pick_knee
 from search.results import Metrics, State, TrialRecord
 from search.units import percent, short_count
 
@@ -303,6 +303,34 @@ def test_nothing_to_pick_from_is_an_error_that_says_why():
 def test_a_limit_that_is_none_is_refused(limits, message):
     with pytest.raises(SweepError, match=message):
         Limits.parse(**limits)
+
+
+# ── the knee within limits ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(records=trials(), share=st.sampled_from([0.2, 0.4, 0.6, 1.0]))
+def test_the_knee_within_limits_is_that_of_the_front_of_the_trials_within_them(records, share):
+    within = [record for record in records if record.metrics.params <= share * 1000]
+    limits = Limits.parse(max_params=f"{100 * share:g}%")
+    if not within:
+        with pytest.raises(SweepError, match="best: no trial"):
+            pick_knee(records, TWO, limits, BASELINE)
+        return
+    choice = pick_knee(records, TWO, limits, BASELINE)
+    assert choice.record == knee(front(within, TWO), TWO)
+    assert choice.within == len(within)
+
+
+def test_the_knee_is_told_with_the_front_that_it_is_of():
+    records = [trial(0, 0.5, 10), trial(1, 0.88, 30), trial(2, 0.9, 100), trial(3, 0.4, 50)]
+    assert pick_knee(records, TWO, Limits(), BASELINE).explanation == (
+        "Trial 1 (88.00 % with 30.0 % of the MACs) is the knee of the 3 non-dominated trials."
+    )
+    assert pick_knee(records, TWO, Limits.parse(max_macs="25%"), BASELINE).explanation == (
+        "Trial 0 (50.00 % with 10.0 % of the MACs) is the only non-dominated trial within the limits (MACs ≤ 25%)."
+    )
+    with pytest.raises(SweepError, match="best: no trial measured latency_ms"):
+        pick_knee([trial(0, latency_ms=None)], TWO, Limits.parse(max_latency_ms=3), BASELINE)
 
 
 # ── how numbers are written ──────────────────────────────────────────────────────────────────────────────────────────
