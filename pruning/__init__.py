@@ -7,12 +7,13 @@ Example:
 """
 
 from pruning.allocation import ALLOCATIONS, Allocation
-from pruning.allocation.budget import project
+from pruning.allocation.budget import at_least, project
 from pruning.allocation.ladder import Measure
 from pruning.auxiliary import AuxiliaryLosses
 from pruning.batchnorm import recalibrate
 from pruning.blocks import block_names
 from pruning.checkpoint import (
+    PRUNED_FILES,
     PrunedNetwork,
     hash_weights,
     load_pruned,
@@ -27,7 +28,16 @@ from pruning.criteria.sensitivity import Sensitivity
 from pruning.curves import Curve, SensitivityRanking
 from pruning.data import DATA, ImageData, ImageSplit, load_data
 from pruning.data.pictures import intensities, read_picture
-from pruning.errors import CheckpointError, DataError, PolicyError, PruningError, RankingError, UnknownNameError
+from pruning.errors import (
+    CheckpointError,
+    DataError,
+    ExportError,
+    PolicyError,
+    PruningError,
+    RankingError,
+    UnknownNameError,
+)
+from pruning.export import EXPORT_FORMATS, Agreement, Exported, compare_outputs, export_network, load_exported
 from pruning.finetune import Epoch, Evaluation, TrainingError, evaluate, fine_tune
 from pruning.greedy import GreedyRanking
 from pruning.groups import ChannelGroup, ChannelGroups, find_groups
@@ -50,6 +60,7 @@ from pruning.surgery import Kept, prune, remove
 
 __all__ = [
     "ALLOCATIONS",
+    "Agreement",
     "Allocation",
     "AuxiliaryLosses",
     "AuxiliaryPlacement",
@@ -66,8 +77,11 @@ __all__ = [
     "DATA",
     "DataError",
     "DeviceMemoryError",
+    "EXPORT_FORMATS",
     "Epoch",
     "Evaluation",
+    "ExportError",
+    "Exported",
     "GreedyRanking",
     "ImageData",
     "ImageSplit",
@@ -78,6 +92,7 @@ __all__ = [
     "MixedRanking",
     "ModelSpec",
     "NestedRanking",
+    "PRUNED_FILES",
     "PathRanking",
     "Policy",
     "PolicyError",
@@ -96,14 +111,17 @@ __all__ = [
     "StreamingCriterion",
     "TrainingError",
     "UnknownNameError",
+    "at_least",
     "block_names",
     "build_model",
     "compare_latency",
+    "compare_outputs",
     "count_cost",
     "draw_weights",
     "evaluate",
     "even_positions",
     "explain",
+    "export_network",
     "find_groups",
     "fine_tune",
     "hash_weights",
@@ -112,6 +130,7 @@ __all__ = [
     "is_out_of_memory",
     "joint_schedule",
     "load_data",
+    "load_exported",
     "load_policy",
     "load_pruned",
     "load_ranking",
