@@ -22,6 +22,7 @@ from search.trial import run_trial
 HERE = Path(__file__).parent
 COMMANDS = (
     *("baseline", "run", "resume", "extend", "compare", "front", "best", "apply"),
+    *("export", "register", "fetch"),
     *("rank", "show-channels", "ui", "sync", "names"),
 )
 
