@@ -7,12 +7,13 @@ Example:
 """
 
 from pruning.allocation import ALLOCATIONS, Allocation
-from pruning.allocation.budget import project
+from pruning.allocation.budget import at_least, project
 from pruning.allocation.ladder import Measure
 from pruning.auxiliary import AuxiliaryLosses
 from pruning.batchnorm import recalibrate
 from pruning.blocks import block_names
 from pruning.checkpoint import (
+    PRUNED_FILES,
     PrunedNetwork,
     hash_weights,
     load_pruned,
@@ -30,12 +31,14 @@ from pruning.data.pictures import intensities, read_picture
 from pruning.errors import (
     CheckpointError,
     DataError,
+    ExportError,
     ModelError,
     PolicyError,
     PruningError,
     RankingError,
     UnknownNameError,
 )
+from pruning.export import EXPORT_FORMATS, Agreement, Exported, compare_outputs, export_network, load_exported
 from pruning.finetune import Epoch, Evaluation, TrainingError, evaluate, fine_tune
 from pruning.greedy import GreedyRanking
 from pruning.groups import ChannelGroup, ChannelGroups, find_groups
@@ -60,6 +63,7 @@ from pruning.transfer import Transferred, transfer_policy
 
 __all__ = [
     "ALLOCATIONS",
+    "Agreement",
     "Allocation",
     "AuxiliaryLosses",
     "AuxiliaryPlacement",
@@ -76,8 +80,11 @@ __all__ = [
     "DATA",
     "DataError",
     "DeviceMemoryError",
+    "EXPORT_FORMATS",
     "Epoch",
     "Evaluation",
+    "ExportError",
+    "Exported",
     "GreedyRanking",
     "ImageData",
     "ImageSplit",
@@ -90,6 +97,7 @@ __all__ = [
     "ModelError",
     "ModelSpec",
     "NestedRanking",
+    "PRUNED_FILES",
     "PathRanking",
     "Policy",
     "PolicyError",
@@ -109,14 +117,17 @@ __all__ = [
     "TrainingError",
     "Transferred",
     "UnknownNameError",
+    "at_least",
     "block_names",
     "build_model",
     "compare_latency",
+    "compare_outputs",
     "count_cost",
     "draw_weights",
     "evaluate",
     "even_positions",
     "explain",
+    "export_network",
     "find_groups",
     "fine_tune",
     "hash_weights",
@@ -126,6 +137,7 @@ __all__ = [
     "joint_schedule",
     "layout_of",
     "load_data",
+    "load_exported",
     "load_policy",
     "load_pruned",
     "load_ranking",

@@ -192,12 +192,17 @@ def _first_few(names: list[str]) -> str:
 # ── a pruned network ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+PRUNED_FILES = ("policy.json", "kept.json", "weights.safetensors")
+"""What the folder of a pruned network holds."""
+
+
 class PrunedNetwork(NamedTuple):
-    """A pruned network and how it came about."""
+    """A pruned network, how it came about, and the size of an image, (channels, height, width)."""
 
     model: nn.Module
     policy: Policy
     kept: Kept
+    image_shape: tuple[int, ...]
 
 
 class _Cut(Data):
@@ -285,7 +290,7 @@ def load_pruned(folder: Path | str) -> PrunedNetwork:
         except SurgeryError as error:
             raise CheckpointError(f"pruned network {folder}: {error}") from None
     set_weights(model, read_state_dict(folder / "weights.safetensors"), f"pruned network {folder}")
-    return PrunedNetwork(model.eval(), policy, dict(cut.kept))
+    return PrunedNetwork(model.eval(), policy, dict(cut.kept), cut.input_shape)
 
 
 def _read_cut(path: Path) -> _Cut:

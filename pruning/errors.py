@@ -46,6 +46,10 @@ class CheckpointError(PruningError):
     """Weights that cannot be read safely or do not fit the network."""
 
 
+class ExportError(PruningError):
+    """A network that cannot be exported, or whose export is not the network."""
+
+
 class DataError(PruningError):
     """Images that are missing, empty or do not fit."""
 

@@ -17,3 +17,7 @@ class SweepError(SearchError):
 
 class SweepInterruptedError(SearchError):
     """A sweep that was stopped before its last trial; it can be resumed."""
+
+
+class RegistryError(SearchError):
+    """A registered network that is not there or not what was registered, or a registry that cannot be used."""

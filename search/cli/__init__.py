@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import typer
 
 from pruning import PruningError
-from search.cli import looking, policies, reuse, sweeps
+from search.cli import looking, networks, policies, reuse, sweeps
 from search.errors import SearchError, SweepInterruptedError
 
 __all__ = ["app", "main"]
@@ -22,7 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _part in (sweeps, policies, reuse, looking):
+for _part in (sweeps, policies, reuse, networks, looking):
     app.add_typer(_part.commands)
 
 UsageError: Any = typer.BadParameter.__base__

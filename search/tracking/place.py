@@ -13,6 +13,7 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # the outbox tries again anyway; the default blocks for minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # four idle processes
 }
@@ -44,3 +45,14 @@ def artifact_folder(uri: str) -> str | None:
 def without_password(uri: str) -> str:
     """Return an address as it may be shown."""
     return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", uri)
+
+
+def reason_of(error: BaseException) -> str:
+    """Return in one line why MLflow failed; of a failed connection the innermost reason: `Connection refused`."""
+    reason, inner = str(error), error.__cause__ or error.__context__
+    while inner is not None:
+        if isinstance(inner, OSError) and inner.strerror:
+            reason = inner.strerror
+        inner = inner.__cause__ or inner.__context__
+    text = without_password(" ".join(reason.split())) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:199]}…"

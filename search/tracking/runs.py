@@ -28,8 +28,34 @@ def is_refusal(error: Exception) -> bool:
     return isinstance(error, MlflowException) and error.error_code in _REFUSALS
 
 
+def connect(uri: str) -> MlflowClient:
+    """Return a connection to a store; the first one to a new SQLite file makes its tables, about a second.
+
+    Raises:
+        Exception: the store is not reachable.
+    """
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    if artifact_folder(uri):
+        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    return MlflowClient(uri)
+
+
+def experiment_named(client: MlflowClient, uri: str, name: str) -> str:
+    """Return the id of MLflow's experiment, made if there is none.
+
+    Raises:
+        SweepError: it was deleted in MLflow.
+    """
+    known = client.get_experiment_by_name(name)
+    if known is None:
+        return client.create_experiment(name, artifact_location=artifact_folder(uri))
+    if known.lifecycle_stage == LifecycleStage.DELETED:
+        raise SweepError(f"MLflow's experiment '{name}' is deleted; restore it or remove it for good")
+    return known.experiment_id
+
+
 class Runs:
-    """A connection to the store. The first one to a new SQLite file makes its tables, about a second.
+    """The runs of a sweep in a store; see `connect`.
 
     Args:
         uri: MLflow's tracking address.
@@ -42,24 +68,13 @@ class Runs:
     """
 
     def __init__(self, uri: str, experiment: str, sweep_id: str) -> None:
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        if artifacts := artifact_folder(uri):
-            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        self._client = MlflowClient(uri)
+        self._client = connect(uri)
         self._address = without_password(uri).rstrip("/") if uri.startswith("http") else ""
         self._sweep_id = sweep_id
-        self.experiment_id = self._experiment(experiment, artifacts)
+        self.experiment_id = experiment_named(self._client, uri, experiment)
         self._ids: dict[str, str] = {}
         for run in self._found():
             self._ids.setdefault(run.data.tags.get(TRIAL_TAG, PARENT), run.info.run_id)
-
-    def _experiment(self, name: str, artifacts: str | None) -> str:
-        known = self._client.get_experiment_by_name(name)
-        if known is None:
-            return self._client.create_experiment(name, artifact_location=artifacts)
-        if known.lifecycle_stage == LifecycleStage.DELETED:
-            raise SweepError(f"MLflow's experiment '{name}' is deleted; restore it or remove it for good")
-        return known.experiment_id
 
     def _found(self) -> Iterable[Run]:
         """Yield this sweep's runs, oldest first."""

@@ -21,7 +21,7 @@ from search.errors import SweepError
 from search.results import Metrics, TrialRecord
 from search.tracking.ledger import record_to_json
 from search.tracking.outbox import OUTBOX, Outbox, first_start
-from search.tracking.place import set_environment, store_uri, without_password
+from search.tracking.place import reason_of, set_environment, store_uri, without_password
 from search.tracking.position import waiting
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ class Tracker:
                         delivery = _delivery(self._folder, self._uri)
                     delivery.run(lambda: not self._abandoned.is_set())
                 except Exception as error:  # whatever it is, the sweep goes on
-                    self._away = _one_line(error)
+                    self._away = reason_of(error)
                     if last:
                         return
                     self._closing.wait(pause)
@@ -216,7 +216,7 @@ def sync(folder: Path, uri: str | None = None) -> int:
         raise
     except Exception as error:
         left = waiting(folder, target)
-        raise SweepError(f"MLflow at {without_password(target)}: {_one_line(error)}; {left} entries wait") from None
+        raise SweepError(f"MLflow at {without_password(target)}: {reason_of(error)}; {left} entries wait") from None
     return waiting(folder, target)
 
 
@@ -238,14 +238,3 @@ def _circumstances() -> dict[str, str]:
         found = subprocess.run(command, capture_output=True, text=True, timeout=2, check=True)
         tags["mlflow.source.git.commit"] = found.stdout.strip()
     return tags
-
-
-def _one_line(error: BaseException) -> str:
-    """Return the reason; of a failed connection the innermost: `Connection refused`."""
-    reason, inner = str(error), error.__cause__ or error.__context__
-    while inner is not None:
-        if isinstance(inner, OSError) and inner.strerror:
-            reason = inner.strerror
-        inner = inner.__cause__ or inner.__context__
-    text = without_password(" ".join(reason.split())) or type(error).__name__
-    return text if len(text) <= 200 else f"{text[:199]}…"

@@ -23,7 +23,8 @@ from search.trial import run_trial
 HERE = Path(__file__).parent
 COMMANDS = (
     *("baseline", "run", "resume", "extend", "compare", "front", "best", "apply"),
-    *("describe", "diff", "transfer", "rank", "show-channels", "ui", "sync", "schema", "names"),
+    *("describe", "diff", "transfer", "export", "register", "fetch"),
+    *("rank", "show-channels", "ui", "sync", "schema", "names"),
 )
 
 

@@ -10,8 +10,20 @@ import ray
 import torch
 from torch import nn
 
-from pruning import ModelSpec, build_model, load_data, save_weights
+from pruning import (
+    CRITERIA,
+    ModelSpec,
+    Policy,
+    build_model,
+    find_groups,
+    load_data,
+    prune,
+    save_pruned,
+    save_weights,
+)
 from search.config import parse_experiment
+
+IMAGE_SHAPE = (1, 8, 8)
 
 
 class Network(nn.Module):
@@ -160,6 +172,14 @@ class Booked(Network):
         return super().forward(images)
 
 
+class Choosy(Network):
+    """Looks at its values and decides, if it is to become a graph."""
+
+    def forward(self, images):
+        logits = super().forward(images)
+        return -logits if torch.compiler.is_exporting() and logits.sum() > 0 else logits
+
+
 class Greedy(Network):
     """Runs out of memory in training for more images than fit at a time."""
 
@@ -215,6 +235,10 @@ def greedy(num_classes=10, most=20):
     return Greedy(num_classes, most)
 
 
+def choosy(num_classes=10):
+    return Choosy(num_classes, 1, (8, 16))
+
+
 def experiment(folder, **sections):
     """Return an experiment on 8×8 digits whose files go to a folder."""
     data = {"name": "digits", "options": {"size": 8, "channels": 1, "train_images": 300}}
@@ -237,6 +261,20 @@ def untrained(folder, model):
     path = folder / "untrained.safetensors"
     save_weights(build_model(ModelSpec.model_validate(model)), path)
     return path
+
+
+def save_cut(folder, widths=None, model="tiny:network"):
+    """Cut a network with random weights, save it as `apply` does, and return the folder."""
+    spec, example = ModelSpec(name=model), torch.zeros(2, *IMAGE_SHAPE)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        cut = build_model(spec)
+        cut(torch.randn(16, *IMAGE_SHAPE))  # norms that are not neutral
+    groups = find_groups(cut, example)
+    policy = Policy(model=spec, network=groups.signature, widths=widths or {"first": 5, "second": 9})
+    kept = prune(cut, policy, CRITERIA.build("l1").rank(cut, groups), groups=groups, example_input=example)
+    save_pruned(folder, cut, policy, kept, image_shape=IMAGE_SHAPE)
+    return folder
 
 
 def files(folder):
