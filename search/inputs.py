@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -86,6 +87,22 @@ class Inputs:
     def searched(self) -> ChannelGroups:
         """The groups whose widths are searched."""
         return self.groups.only(searched_groups(self.experiment, self.groups))
+
+    @property
+    def device_name(self) -> str:
+        """What this process computes on: `NVIDIA H200`, or the processor."""
+        return torch.cuda.get_device_name() if self.device == "cuda" else platform.processor() or platform.machine()
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What tells these inputs from others, by name, in words."""
+        splits = {"train": self.data.train, "val": self.data.val, "test": self.data.test}
+        return {
+            "data.fingerprint": self.data.fingerprint,
+            "data.images": ", ".join(f"{len(split)} {name}" for name, split in splits.items()),
+            "weights.hash": self.weights_hash,
+            "network": self.groups.signature,
+        }
 
     @cached_property
     def weights_hash(self) -> str:

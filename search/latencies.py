@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,14 +27,19 @@ def with_latency_model(inputs: Inputs, say: Say = silent) -> Inputs:
     asked = inputs.experiment
     if asked.search.budget.of != "latency_ms":
         return inputs
-    device = torch.cuda.get_device_name() if inputs.device == "cuda" else platform.processor() or platform.machine()
     parts: list[Any] = [
         inputs.model.model_dump(),
         inputs.groups.signature,
         sorted(inputs.searched),
         list(inputs.example.shape),
     ]
-    parts += [asked.latency.model_dump(), asked.search.widths.round_to, device, torch.get_num_threads(), NETWORKS]
+    parts += [
+        asked.latency.model_dump(),
+        asked.search.widths.round_to,
+        inputs.device_name,
+        torch.get_num_threads(),
+        NETWORKS,
+    ]
     cache = cache_of(inputs.experiment)
 
     def read(path: Path) -> LatencyModel:

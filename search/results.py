@@ -9,6 +9,9 @@ from typing import Any
 
 from pruning import Policy
 
+SOURCE, DEVICE, NOTE = "source", "device", "note"
+"""What a record's `extra` may say."""
+
 
 class State(StrEnum):
     """How a trial stands."""
@@ -56,7 +59,8 @@ class TrialRecord:
         history: metrics after the cut and after every epoch, ascending.
         feasible: within every constraint.
         error: one line, where it failed.
-        extra: `tune_id`; a `note`, where memory held fewer images at a time than were asked for.
+        extra: `tune_id`; the `source` of the policy, if that is not the sampler; the `device`; a `note`, where memory
+            held fewer images at a time than were asked for.
     """
 
     number: int

@@ -25,13 +25,12 @@ from search.horizon import Horizon
 from search.journal import Journal
 from search.ledger import Ledger
 from search.measurement import bounds_of, excesses, one_line, read_metrics
-from search.results import Metrics, TrialRecord
+from search.results import DEVICE, NOTE, Metrics, TrialRecord
 from search.running_time import RunningTime
 from search.study import (
     EPOCH,
     ERROR,
     JOURNAL,
-    NOTE,
     POLICY,
     TUNE_ID,
     TWIN,
@@ -247,8 +246,9 @@ class StudySearcher(Searcher):
             with suppress(SearchError):
                 _keep(trial, read_metrics(result, self._needed))
             self.time.keep(self.study)
-            if result.get(NOTE) and result[NOTE] != trial.user_attrs.get(NOTE):
-                trial.set_user_attr(NOTE, result[NOTE])
+            for name in (NOTE, DEVICE):
+                if result.get(name) and result[name] != trial.user_attrs.get(name):
+                    trial.set_user_attr(name, result[name])
 
     @_at_once
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

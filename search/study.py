@@ -29,11 +29,11 @@ from pruning import Policy
 from search.config import Experiment
 from search.errors import SweepError
 from search.journal import Journal, Storage
-from search.results import Metrics, State, TrialRecord
+from search.results import DEVICE, NOTE, SOURCE, Metrics, State, TrialRecord
 
 JOURNAL = "study.journal"
-POLICY, TUNE_ID, ERROR, EPOCH, NOTE = "policy", "tune_id", "error", "epoch:", "note"
-SOURCE, WIDTHS, TWIN = "source", "widths", "same_as"
+POLICY, TUNE_ID, ERROR, EPOCH = "policy", "tune_id", "error", "epoch:"
+WIDTHS, TWIN = "widths", "same_as"
 """Names of what the study keeps of a trial."""
 
 _STATES = {
@@ -182,7 +182,7 @@ def record_of(trial: FrozenTrial, explained: Mapping[str, Any]) -> TrialRecord |
         error=error if trial.state is TrialState.FAIL else None,
         started=started.timestamp() if started else None,
         seconds=history[-1].seconds if history else alive,
-        extra={name: trial.user_attrs[name] for name in (TUNE_ID, SOURCE, NOTE) if name in trial.user_attrs},
+        extra={name: trial.user_attrs[name] for name in (TUNE_ID, SOURCE, NOTE, DEVICE) if name in trial.user_attrs},
     )
 
 

@@ -228,7 +228,7 @@ def _launch(inputs: Inputs, shared: Shared, space: Space, folder: Path, say: Say
         searcher, tracker, view, forget=lambda number: snapshot_of(folder, number).unlink(missing_ok=True)
     )
     with tracker:
-        tracker.start(baseline, inputs.groups.widths)
+        tracker.start(baseline, inputs.groups.widths, inputs.facts)
         with view, counting_into(folder / EVENTS):
             _fit(_tuner(inputs, shared, folder, searcher, watcher))
         seconds = running_seconds(searcher.study)

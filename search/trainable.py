@@ -35,7 +35,8 @@ def train(config: dict[str, Any], shared: Shared) -> None:
         if 0 < metrics.epoch < policy.recipe.epochs:
             _write(state(), snapshot)
         told = dict.fromkeys(str(note.message) for note in notes if issubclass(note.category, BatchSizeWarning))
-        tune.report(metrics.to_dict() | ({"note": "; ".join(told)} if told else {}))
+        facts = {"device": inputs.device_name} | ({"note": "; ".join(told)} if told else {})
+        tune.report(metrics.to_dict() | facts)
 
     with warnings.catch_warnings(record=True, action="always", category=BatchSizeWarning) as notes:
         try:

@@ -27,6 +27,7 @@ def record_to_json(record: TrialRecord) -> dict[str, Any]:
         "error": record.error,
         "started": record.started,
         "seconds": record.seconds,
+        "extra": record.extra,
     }
 
 
@@ -42,6 +43,7 @@ def record_from_json(data: Mapping[str, Any]) -> TrialRecord:
         error=data["error"],
         started=data["started"],
         seconds=data["seconds"],
+        extra=data.get("extra", {}),
     )
 
 

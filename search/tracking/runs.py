@@ -76,13 +76,17 @@ class Runs:
         for run in self._found():
             self._ids.setdefault(run.data.tags.get(TRIAL_TAG, PARENT), run.info.run_id)
 
-    def _found(self) -> Iterable[Run]:
+    def tagged(self, name: str, value: str) -> set[str]:
+        """Return the runs of this sweep that have a tag."""
+        return {run.info.run_id for run in self._found(f" and tags.`{name}` = '{value}'")}
+
+    def _found(self, more: str = "") -> Iterable[Run]:
         """Yield this sweep's runs, oldest first."""
         token = None
         while True:
             page = self._client.search_runs(
                 [self.experiment_id],
-                f"tags.`{SWEEP_TAG}` = '{self._sweep_id}'",
+                f"tags.`{SWEEP_TAG}` = '{self._sweep_id}'{more}",
                 ViewType.ACTIVE_ONLY,
                 order_by=["attributes.start_time ASC"],
                 page_token=token,

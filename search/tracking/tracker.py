@@ -72,12 +72,18 @@ class Tracker:
         """What is wrong, in one line: the disk, else MLflow's last answer; None if nothing is."""
         return self._unwritten or self._away
 
-    def start(self, baseline: Mapping[str, float], widths: Mapping[str, int] | None = None) -> None:
+    def start(
+        self,
+        baseline: Mapping[str, float],
+        widths: Mapping[str, int] | None = None,
+        facts: Mapping[str, str] | None = None,
+    ) -> None:
         """Tell that the sweep begins, or goes on.
 
         Args:
             baseline: what the uncut network measured.
             widths: channels of every group before any cut.
+            facts: about weights and images, by name; they become tags.
         """
         if not self._experiment.tracking.enabled or self._outbox is not None:
             return
@@ -96,7 +102,7 @@ class Tracker:
             yaml=shown.to_yaml(),
             baseline=dict(baseline),
             widths=dict(widths or {}),
-            tags=_circumstances(),
+            tags={**(facts or {}), **_circumstances()},
         )
         self._thread.start()
 

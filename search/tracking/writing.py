@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from search.config import Experiment
 from search.errors import SweepError
 from search.pareto import front, value_of
-from search.results import Metrics, State, TrialRecord
+from search.results import DEVICE, NOTE, SOURCE, Metrics, State, TrialRecord
 from search.tracking.ledger import Ledger, record_from_json
 from search.tracking.outbox import Line
 from search.tracking.runs import Runs
@@ -93,13 +93,23 @@ class Writing:
                 self._runs.file(self._parent, path, _place(path))
             else:
                 _log.warning("%s is gone and not sent to MLflow", path)
-        self._runs.log(self._parent, tags={"mlflow.note.content": f"{line['summary']}\n{self._links(line['time'])}"})
+        members = front(list(self._ledger.records.values()), self._experiment.objectives)
+        ids = {record.number: self._run(record, line["time"]) for record in members}
+        self._tag_front(set(ids.values()))
+        self._runs.log(self._parent, tags={"mlflow.note.content": f"{line['summary']}\n{self._links(ids)}"})
 
-    def _links(self, time: int) -> str:
-        members = front(list(self._ledger.records.values()), self._experiment.objectives)[:COMPARED]
-        if not members:
+    def _tag_front(self, run_ids: set[str]) -> None:
+        """Mark the runs of the front, and those that were on it before the sweep was extended."""
+        for run_id in self._runs.tagged("front", "true") - run_ids:
+            self._runs.log(run_id, tags={"front": "false"})
+        for run_id in sorted(run_ids):
+            self._runs.log(run_id, tags={"front": "true"})
+
+    def _links(self, ids: Mapping[int, str]) -> str:
+        """Link to the runs of some trials, and to the page that compares them."""
+        ids = dict(list(ids.items())[:COMPARED])
+        if not ids:
             return ""
-        ids = {record.number: self._run(record, time) for record in members}
         trials = ", ".join(f"[trial {number}]({self._runs.link(run_id)})" for number, run_id in ids.items())
         return f"[Compare the runs of the front]({self._runs.compare_link(list(ids.values()))}): {trials}\n"
 
@@ -153,7 +163,7 @@ class Writing:
         points = [
             (name, value, time, epoch)
             for epoch, (metrics, time) in news.items()
-            for name, value in metrics.to_dict().items()
+            for name, value in (metrics.to_dict() | self._shares(metrics)).items()
             if name != "epoch"
         ]
         metrics, time = next(iter(news.values()))
@@ -161,6 +171,12 @@ class Writing:
         self._runs.log(run_id, metrics=points)
         if not self._ledger.measured.get(record.number):
             self._runs.rename(run_id, self._name(record, metrics))
+
+    def _shares(self, metrics: Metrics) -> dict[str, float]:
+        """Return what is left of each cost of the baseline, as parts of it: `macs_share` and so on."""
+        costs = {name: getattr(metrics, name) for name in ("macs", "params", "latency_ms")}
+        known = {name: cost for name, cost in costs.items() if cost is not None and self._baseline.get(name)}
+        return {f"{name.removesuffix('_ms')}_share": cost / self._baseline[name] for name, cost in known.items()}
 
     def _trial_ended(self, record: TrialRecord, time: int) -> None:
         known = self._ledger.records.get(record.number)
@@ -171,8 +187,10 @@ class Writing:
         else:
             self._measured(record, [(metrics, time) for metrics in record.history])
         run_id = self._run(record, time)
-        error = {"error": record.error} if record.error else {}
-        self._runs.log(run_id, tags={"state": record.state.value, "feasible": str(record.feasible).lower(), **error})
+        told = {name: record.extra[name] for name in (SOURCE, DEVICE, NOTE) if name in record.extra}
+        if record.error:
+            told["error"] = record.error
+        self._runs.log(run_id, tags={"state": record.state.value, "feasible": str(record.feasible).lower(), **told})
         self._runs.end(run_id, _STATUS.get(record.state, "KILLED"), time)
         self._progress(record, time)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -179,7 +180,9 @@ def test_a_sweep_is_a_parent_with_a_nested_run_for_each_trial(storage):
         (1, pytest.approx(0.7)),
         (2, 0.8),
     ]
-    assert set(child.data.metrics) == {"accuracy", "loss", "macs", "params", "seconds"}
+    shares = {"macs_share", "params_share"}
+    assert set(child.data.metrics) == {"accuracy", "loss", "macs", "params", "seconds", *shares}
+    assert [child.data.metrics[name] for name in sorted(shares)] == [0.48, 0.5]
     assert Policy.from_json(artifact(client, child, "policy.json")) == TRIALS[0].policy
 
 
@@ -227,6 +230,58 @@ def test_the_parent_has_the_question_the_progress_and_the_outcome(storage):
     assert f"(#/compare-runs?runs=%5B%22{front}%22%5D&experiments=%5B%22{parent.info.experiment_id}%22%5D)" in note
     assert f"[trial 0](#/experiments/{parent.info.experiment_id}/runs/{front})" in note
     assert (storage / "mlflow-artifacts").is_dir()
+
+
+def test_weights_images_and_devices_are_tags(storage):
+    found = experiment(storage)
+    with Tracker(found.folder, found) as tracker:
+        tracker.start(BASELINE, WIDTHS, {"data.fingerprint": "abc", "weights.hash": "def"})
+        tell(tracker, trial(0, extra={"tune_id": "x1", "device": "NVIDIA H200", "source": "surrogate"}))
+        tell(tracker, trial(1, macs=400))
+    _, runs = runs_of(default_uri(storage))
+    assert {"data.fingerprint": "abc", "weights.hash": "def"}.items() <= runs["s1"].data.tags.items()
+    told = {"device": "NVIDIA H200", "source": "surrogate"}
+    assert told.items() <= runs["trial-000 fpgm 48% MACs"].data.tags.items()
+    assert not {"device", "source", "tune_id"} & set(runs["trial-001 fpgm 40% MACs"].data.tags)
+
+
+def test_runs_of_the_front_are_tagged_as_it_is_now(storage):
+    def fronts():
+        tags = [run.data.tags for run in runs_of(default_uri(storage))[1].values()]
+        return {tag["prunesearch.trial"]: tag.get("front") for tag in tags if "prunesearch.trial" in tag}
+
+    found = experiment(storage)
+    tell_all(found, [trial(0), trial(1, accuracy=0.7)])
+    assert fronts() == {"0": "true", "1": None}
+    with Tracker(found.folder, found) as tracker:
+        tracker.start(BASELINE, WIDTHS)
+        tell(tracker, trial(2, accuracy=0.85))
+        tell(tracker, trial(3, accuracy=0.6, macs=200))
+        tracker.sweep_ended("Longer.", {})
+    assert fronts() == {"0": "false", "1": None, "2": "true", "3": "true"}
+
+
+def test_the_readme_finds_runs_by_their_metrics_params_and_tags(storage, monkeypatch):
+    found = experiment(storage)
+    dcp = AuxiliaryPlacement(positions=3)
+    trials = [trial(0), trial(1, macs=510, accuracy=0.88), trial(2, macs=400, accuracy=0.85), trial(3)]
+    changes = {"criterion": CriterionSpec(name="dcp"), "auxiliary": dcp}
+    trials[3] = replace(
+        trials[3],
+        history=(replace(trials[3].history[-1], accuracy=0.75),),
+        policy=trials[3].policy.model_copy(update=changes),
+    )
+    tell_all(found, trials)
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    (example,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "search_runs" in block)
+    monkeypatch.chdir(storage.parent)
+    storage.rename(storage.parent / "sweeps")
+    shown = {}
+    exec(example, shown)  # what the README tells its readers to run
+    assert list(shown["cheap"]["tags.prunesearch.trial"]) == ["2", "0", "3"]
+    assert shown["cheap"]["metrics.accuracy"].is_monotonic_decreasing
+    assert list(shown["with_three_losses"]["tags.mlflow.runName"]) == ["trial-003 dcp 48% MACs"]
+    assert set(shown["on_the_front"]["tags.prunesearch.trial"]) == {"1", "2"}
 
 
 def test_measurements_that_were_not_reported_come_with_the_end_of_the_trial(storage):
