@@ -21,4 +21,4 @@ step prunesearch run experiments/digits.yaml --set storage=demo --set "name=digi
 step prunesearch best "$sweep" --max-macs 50% --output "$policy"
 step prunesearch apply "$policy" "$sweep" --output "$pruned"
 printf '\nLook at the runs in MLflow:  .venv/bin/prunesearch ui %s\n' "$sweep"
-printf 'Look at the front:           %s/front.html\n' "$sweep"
+printf 'Look at the front:           %s/report.html\n' "$sweep"

@@ -66,7 +66,15 @@ class SurrogateGuide:
         )
         specs = {spec.name: spec for spec in reversed(self._search.criterion)}
         policies = [self._space.policy_of(dict(each.widths), specs[each.criterion]) for each in found]
-        return [Proposal("surrogate", self._space.near(policy), policy.widths) for policy in policies]
+        expected = self._surrogate.expect(found)
+        predicted = [
+            {"accuracy": round(mean, 5), "deviation": round(deviation, 5), "trained": expected.trained}
+            for mean, deviation in zip(expected.mean.tolist(), expected.deviation.tolist(), strict=True)
+        ]
+        return [
+            Proposal("surrogate", self._space.near(policy), policy.widths, guess)
+            for policy, guess in zip(policies, predicted, strict=True)
+        ]
 
 
 def guide_of(inputs: Inputs, space: Space) -> SurrogateGuide | None:

@@ -96,9 +96,21 @@ def hypervolume(
 def hypervolume_history(
     records: Sequence[TrialRecord], objectives: Sequence[Objective], baseline: Mapping[str, Any]
 ) -> list[float]:
-    """Return the hypervolume after each trial, in the order of proposal."""
-    ordered = sorted(records, key=lambda record: record.number)
-    return [hypervolume(ordered[:count], objectives, baseline) for count in range(1, len(ordered) + 1)]
+    """Return the hypervolume after each trial, in the order in which they come.
+
+    Raises:
+        SweepError: the baseline lacks an objective.
+    """
+    volume, members, history = hypervolume((), objectives, baseline), list[TrialRecord](), list[float]()
+    reached = _points(members, objectives)
+    for record in records:
+        if comparable([record], objectives):
+            point = _points([record], objectives)
+            if not (reached <= point).all(axis=1).any():  # whoever is dominated changes nothing
+                members = front([*members, record], objectives)
+                reached, volume = _points(members, objectives), hypervolume(members, objectives, baseline)
+        history.append(volume)
+    return history
 
 
 def baseline_value(baseline: Mapping[str, Any], objective: Objective) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pruning import Policy
 
-SOURCE, DEVICE, NOTE = "source", "device", "note"
+SOURCE, PREDICTED, DEVICE, NOTE = "source", "predicted", "device", "note"
 """What a record's `extra` may say."""
 
 
@@ -59,8 +59,11 @@ class TrialRecord:
         history: metrics after the cut and after every epoch, ascending.
         feasible: within every constraint.
         error: one line, where it failed.
-        extra: `tune_id`; the `source` of the policy, if that is not the sampler; the `device`; a `note`, where memory
-            held fewer images at a time than were asked for.
+        started: when it was proposed, in seconds since 1970.
+        seconds: that it has worked.
+        ended: when its end was known, in seconds since 1970.
+        extra: `tune_id`; `source`, where not the sampler proposed it, and what the source `predicted`; the `device`; a
+            `note`, where memory held fewer images at a time than were asked for.
     """
 
     number: int
@@ -72,6 +75,7 @@ class TrialRecord:
     error: str | None = None
     started: float | None = None
     seconds: float = 0.0
+    ended: float | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -29,12 +29,13 @@ from pruning import Policy
 from search.config import Experiment
 from search.errors import SweepError
 from search.journal import Journal, Storage
-from search.results import DEVICE, NOTE, SOURCE, Metrics, State, TrialRecord
+from search.results import DEVICE, NOTE, PREDICTED, SOURCE, Metrics, State, TrialRecord
 
 JOURNAL = "study.journal"
 POLICY, TUNE_ID, ERROR, EPOCH = "policy", "tune_id", "error", "epoch:"
 WIDTHS, TWIN = "widths", "same_as"
 """Names of what the study keeps of a trial."""
+_EXTRA = (TUNE_ID, SOURCE, PREDICTED, DEVICE, NOTE)
 
 _STATES = {
     TrialState.RUNNING: State.RUNNING,
@@ -52,11 +53,14 @@ class Proposal:
         source: in words, where it is from.
         answers: the values of the space that are nearest to it; what is missing is the sampler's to choose.
         widths: its own, whatever widths the answers mean.
+        predicted: the `accuracy` that is expected, 0 to 1, its `deviation`, and whether it is that of a `trained`
+            network or that after the cut.
     """
 
     source: str
     answers: dict[str, Any]
     widths: dict[str, int]
+    predicted: dict[str, Any] | None = None
 
 
 # ── the study ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -123,7 +127,9 @@ def make_sampler(experiment: Experiment, number: int) -> BaseSampler:
 
 def enqueue(study: optuna.Study, proposal: Proposal) -> None:
     """Have a policy tried before anything else is proposed."""
-    attributes = {SOURCE: proposal.source, WIDTHS: proposal.widths}
+    attributes: dict[str, Any] = {SOURCE: proposal.source, WIDTHS: proposal.widths}
+    if proposal.predicted is not None:
+        attributes[PREDICTED] = proposal.predicted
     with _quiet():
         study.enqueue_trial(proposal.answers, user_attrs=attributes)
 
@@ -182,7 +188,8 @@ def record_of(trial: FrozenTrial, explained: Mapping[str, Any]) -> TrialRecord |
         error=error if trial.state is TrialState.FAIL else None,
         started=started.timestamp() if started else None,
         seconds=history[-1].seconds if history else alive,
-        extra={name: trial.user_attrs[name] for name in (TUNE_ID, SOURCE, NOTE, DEVICE) if name in trial.user_attrs},
+        ended=ended.timestamp() if ended else None,
+        extra={name: trial.user_attrs[name] for name in _EXTRA if name in trial.user_attrs},
     )
 
 

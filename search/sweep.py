@@ -19,7 +19,7 @@ from ray import tune
 from search.config import EXPERIMENT, Experiment, load_experiment
 from search.counts import Counts, Event, append_events, counting, counting_into, read_events
 from search.errors import SweepError, SweepInterruptedError
-from search.figures import front_markdown, front_page, front_table, plot_front, write_front_csv
+from search.figures import Subject, front_markdown, front_table, write_report
 from search.guide import guide_of
 from search.inputs import Inputs, Say, silent
 from search.launching import check_resources, ray_session
@@ -235,8 +235,8 @@ def _launch(inputs: Inputs, shared: Shared, space: Space, folder: Path, say: Say
         sweep = Sweep(experiment, folder, baseline, inputs.groups.widths, searcher.records(), seconds)
         for note, trials in Counter(filter(None, (record.extra.get("note") for record in sweep.records))).items():
             say(f"note: {note} ({trials} of {len(sweep.records)} trials)")
-        if any(record.counts for record in sweep.records):
-            tracker.sweep_ended(summary(sweep), write_front(sweep))
+        if sweep.records:
+            tracker.sweep_ended(summary(sweep), write_front(sweep, say))
     counts = Counts(read_events(folder / EVENTS))
     (folder / SHARED).write_text(counts.to_json() + "\n", encoding="utf-8")
     if searcher.exhausted and len(sweep.records) < experiment.search.trials:
@@ -270,15 +270,12 @@ def _why_none(sweep: Sweep) -> str:
     return f"sweep {sweep.folder}: none of {finished} trials that finished is within the constraints"
 
 
-def write_front(sweep: Sweep) -> dict[str, Path]:
-    """Write the front of a sweep into its folder as table, picture and page; return the files by kind."""
-    records, baseline, objectives = sweep.records, sweep.baseline, sweep.experiment.objectives
-    files = {kind: sweep.folder / f"front.{kind}" for kind in ("csv", "png", "html")}
-    write_front_csv(files["csv"], records, baseline, objectives)
-    plot_front(records, baseline, objectives, title=sweep.experiment.name).savefig(files["png"])
-    page = front_page(records, baseline, objectives, title=sweep.experiment.name, widths=sweep.widths)
-    files["html"].write_text(page, encoding="utf-8")
-    return files
+def write_front(sweep: Sweep, say: Say = silent) -> dict[str, Path]:
+    """Write the front and all pictures of a sweep into its folder; return the files by name.
+
+    A picture that cannot be drawn is told of, and stops nothing.
+    """
+    return write_report(Subject.of(sweep.experiment, sweep.records, sweep.baseline, sweep.widths), sweep.folder, say)
 
 
 def _tuner(inputs: Inputs, shared: Shared, folder: Path, searcher: StudySearcher, watcher: tune.Callback) -> tune.Tuner:

@@ -94,30 +94,34 @@ def compare(experiment: ExperimentFile, settings: Settings = None, address: Addr
 
 @commands.command()
 def front(sweep: SweepFolder) -> None:
-    """Show the non-dominated trials of a sweep, finished or not, and draw them.
+    """Show the non-dominated trials of a sweep, finished or not, and draw all that it found.
 
     Example: prunesearch front sweeps/digits
     """
-    from search.sweep import load_sweep
+    from search.sweep import load_sweep, write_front
 
-    _finish(load_sweep(sweep))
+    found = load_sweep(sweep)
+    if found.records:
+        write_front(found, say)
+    _finish(found)
 
 
 def _finish(sweep: Sweep) -> None:
     """Print the front and where everything lies."""
-    from search.figures import front_cells, front_table
+    from search.figures import FIGURES, FRONT, REPORT, TABLE, front_cells, front_table
     from search.pareto import hypervolume
-    from search.sweep import write_front
 
-    records, objectives = sweep.records, sweep.experiment.objectives
+    records, objectives, folder = sweep.records, sweep.experiment.objectives, sweep.folder
     if not sweep.front:
-        raise SweepError(f"sweep {sweep.folder}: no trial has succeeded yet")
+        see = f"; see {folder / REPORT}" if records else ""
+        raise SweepError(f"sweep {folder}: no trial has succeeded yet{see}")
     headers, rows = front_cells(front_table(records, sweep.baseline, objectives))
     say_table(headers, rows)
     volume = hypervolume(records, objectives, sweep.baseline)
     say(f"{len(sweep.front)} of {len(records)} trials; hypervolume {volume:.4f}")
-    for kind, path in write_front(sweep).items():
-        say(f"{kind:>5}  {path}")
-    folder = shlex.quote(str(sweep.folder))
-    look = f"   ·   prunesearch ui {folder}" if sweep.experiment.tracking.enabled else ""
-    say(f"next: prunesearch best {folder} --max-macs 50%{look}")
+    for kind, name in (("report", REPORT), ("picture", FRONT), ("table", TABLE), ("figures", FIGURES)):
+        if (folder / name).exists():
+            say(f"{kind:>7}  {folder / name}")
+    quoted = shlex.quote(str(folder))
+    look = f"   ·   prunesearch ui {quoted}" if sweep.experiment.tracking.enabled else ""
+    say(f"next: prunesearch best {quoted} --max-macs 50%{look}")

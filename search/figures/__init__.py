@@ -1,21 +1,26 @@
-"""Every picture: a sweep's front as PNG, page and table; how far criteria agree; what a cut costs; feature maps."""
+"""Every picture: a sweep as files, page and table; how far criteria agree; what a cut costs; feature maps."""
 
 from search.figures.agreement import plot_agreement
 from search.figures.feature_maps import ImageMaps, plot_maps
-from search.figures.page import front_page
-from search.figures.picture import plot_front
+from search.figures.report import FIGURES, FRONT, REPORT, TABLE, report_page, write_report
 from search.figures.sensitivity_curves import plot_sensitivity
+from search.figures.subject import Subject
 from search.figures.table import front_cells, front_markdown, front_table, write_front_csv
 
 __all__ = [
+    "FIGURES",
+    "FRONT",
+    "REPORT",
+    "TABLE",
     "ImageMaps",
+    "Subject",
     "front_cells",
     "front_markdown",
-    "front_page",
     "front_table",
     "plot_agreement",
-    "plot_front",
     "plot_maps",
     "plot_sensitivity",
+    "report_page",
     "write_front_csv",
+    "write_report",
 ]

@@ -28,10 +28,17 @@ BUDGETS = 64
 
 @dataclass(frozen=True)
 class Prediction:
-    """Accuracy, 0 to 1, `[policies]`: what is expected, and how far the truth may be from it."""
+    """Accuracy, 0 to 1, `[policies]`.
+
+    Attributes:
+        mean: what is expected.
+        deviation: how far the truth may be from it.
+        trained: whether it is that after fine-tuning; else that after the cut.
+    """
 
     mean: Vector
     deviation: Vector
+    trained: bool
 
 
 @dataclass(frozen=True)
@@ -98,9 +105,15 @@ class Surrogate:
         """
         if criterion not in self._labels:
             raise SearchError(f"criterion: expected one of {', '.join(self._labels)}, got '{criterion}'")
-        policies = Policies(widths, np.full(len(widths), self._labels[criterion]))
+        return self._predicted(Policies(widths, np.full(len(widths), self._labels[criterion])))
+
+    def expect(self, proposals: Sequence[Proposal]) -> Prediction:
+        """Predict proposals, each with its own criterion."""
+        return self._predicted(self._policies(proposals))
+
+    def _predicted(self, policies: Policies) -> Prediction:
         mean: Vector = expit(self._quality.mean(policies))
-        return Prediction(mean, mean * (1 - mean) * self._quality.deviation(policies))
+        return Prediction(mean, mean * (1 - mean) * self._quality.deviation(policies), self._quality.trained)
 
     def propose(
         self,

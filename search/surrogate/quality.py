@@ -88,6 +88,11 @@ class Quality:
         values = np.append(np.full(self._labels, self._uncut), values)
         return GaussianProcess(rows, values, self._cut_lines(), FIRST, self._labels)
 
+    @property
+    def trained(self) -> bool:
+        """Whether what is expected is what fine-tuned networks reach; else it is what is left after a cut."""
+        return self._last is not None
+
     def mean(self, policies: Policies) -> Vector:
         """Return the log-odds that are expected, `[policies]`."""
         rows = self._cut_rows(policies)

@@ -27,6 +27,7 @@ def record_to_json(record: TrialRecord) -> dict[str, Any]:
         "error": record.error,
         "started": record.started,
         "seconds": record.seconds,
+        "ended": record.ended,
         "extra": record.extra,
     }
 
@@ -43,6 +44,7 @@ def record_from_json(data: Mapping[str, Any]) -> TrialRecord:
         error=data["error"],
         started=data["started"],
         seconds=data["seconds"],
+        ended=data.get("ended"),
         extra=data.get("extra", {}),
     )
 

@@ -127,10 +127,12 @@ def test_sweeps_that_cannot_be_run_or_resumed_are_one_line(refused, sweep, file,
     assert "found no runs in it" in refused("ui", tmp_path)
 
 
-def test_a_sweep_without_a_success_is_one_line(refused, tmp_path):
+def test_a_sweep_without_a_success_is_one_line_and_its_report_says_why(refused, call, tmp_path):
     failed = make_sweep(tmp_path, error="broken")
-    assert "no trial has succeeded yet" in refused("front", failed)
     assert "no trial finished within the experiment's constraints: 3 failed" in refused("best", failed)
+    report = failed / "report.html"
+    assert call("front", failed) == (2, "", f"error: sweep {failed}: no trial has succeeded yet; see {report}\n")
+    assert "broken" in report.read_text()
 
 
 @pytest.mark.parametrize(
@@ -290,7 +292,9 @@ def test_the_front_is_shown_and_drawn_and_says_what_comes_next(call, sweep):
     assert [line.split()[0] for line in lines[1 : 1 + len(load_sweep(sweep).front)]] == [
         str(record.number) for record in load_sweep(sweep).front
     ]
-    assert (sweep / "front.html").stat().st_size > 1000
+    assert {name for name in ("report.html", "front.png", "front.csv", "figures") if str(sweep / name) in text} == {
+        path.name for path in sweep.iterdir() if path.suffix in (".html", ".png", ".csv") or path.name == "figures"
+    }
     following = lines[-1].removeprefix("next: prunesearch ").split("   ·   prunesearch ")
     for line in following:  # copied from the terminal, a folder with a space in its name included
         parse(line)

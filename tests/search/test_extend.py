@@ -35,6 +35,18 @@ def test_starts_the_surrogate_and_the_sampler_take_turns(first):
     assert len({record.policy.fingerprint for record in first.records}) == 6
 
 
+def test_what_the_surrogate_expects_is_on_record_with_each_of_its_proposals(first):
+    for record in first.records:
+        expected = record.extra.get("predicted")
+        if record.extra.get("source") != "surrogate":
+            assert expected is None
+            continue
+        assert set(expected) == {"accuracy", "deviation", "trained"}
+        assert 0 < expected["accuracy"] < 1
+        assert expected["deviation"] > 0
+        assert expected["trained"] is False  # the recipe has no epochs
+
+
 def test_the_same_seed_and_one_worker_give_the_same_front_twice(first):
     again = swept(first.folder.parent, "again")
     assert told(again.records) == told(first.records)

@@ -1,27 +1,31 @@
-"""The front as picture, page and table."""
+"""The front as table and picture, and what papers report beside it."""
 
 from __future__ import annotations
 
 import csv
 import io
 import itertools
-import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import matplotlib
 import pytest
+import sweeps
+import torch
 from matplotlib._pylab_helpers import Gcf
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from pruning import CriterionSpec, ModelSpec, Policy
+from pruning import CostModel, CriterionSpec, ModelSpec, Policy, build_model, find_groups, input_shape, paper_groups
 from search.errors import SweepError
-from search.figures import front_cells, front_markdown, front_page, front_table, plot_front, write_front_csv
+from search.figures import Subject, front_cells, front_markdown, front_table, write_front_csv
+from search.figures.papers import REPORTED, reported_on
+from search.figures.trade_off import trade_off
+from search.figures.trade_off_drawing import plot_trade_off
 from search.pareto import front
 from search.results import Metrics, State, TrialRecord
+from search.sections import DataSpec
 
 WIDTHS = {"layer1.0.conv1": 16, "layer2.0.conv1": 32}
 BASELINE = {"accuracy": 0.9, "loss": 0.3, "macs": 40_000_000, "params": 270_000, "latency_ms": 10.0}
@@ -106,7 +110,172 @@ def test_the_markdown_table_has_as_many_cells_in_every_line():
     assert front_markdown([]) == "No trial finished within the constraints.\n"
 
 
-# ── picture ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── where networks lie ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def subject(records=None, objectives=TWO, **more):
+    found = sweep() if records is None else records
+    return Subject(found, more.pop("baseline", BASELINE), objectives, WIDTHS, **{"title": "resnet20", **more})
+
+
+def numbers(marks):
+    return [mark.number for mark in marks]
+
+
+def test_every_trial_has_the_part_that_it_played():
+    data = trade_off(subject())
+    assert numbers(data.front) == [0, 2, 4]
+    assert numbers(data.dominated) == [1, 3]
+    assert numbers(data.infeasible) == [5]
+    assert numbers(data.stopped) == [6]
+    assert data.incomplete == ()
+    assert (data.best.number, data.baseline.x, data.baseline.y) == (2, 100, pytest.approx(90))
+    (stopped,) = data.stopped
+    assert (stopped.x, stopped.y) == pytest.approx((30, 10))
+
+
+@pytest.mark.parametrize("objectives", [TWO, THREE])
+def test_each_trial_that_measured_accuracy_and_cost_is_drawn_once(objectives):
+    records = sweeps.records(200, latency=True)
+    records[3] = replace(records[3], history=(replace(records[3].metrics, latency_ms=None),))
+    data = trade_off(sweeps.subject(records, objectives))
+    there = {record.number for record in records if record.state in (State.FINISHED, State.STOPPED)}
+    drawn = numbers(data.trials)
+    assert sorted(drawn) == sorted(there)
+    lacking = {3} if objectives == THREE else set()
+    assert set(numbers(data.incomplete)) == lacking
+    assert set(numbers(data.stopped)) == {record.number for record in records if record.state is State.STOPPED}
+
+    def point(record):
+        metrics = record.metrics
+        return (-metrics.accuracy, metrics.macs, metrics.latency_ms)[: len(objectives)]
+
+    rivals = [r for r in records if r.state is State.FINISHED and r.feasible and r.number not in lacking]
+
+    def beats(other, one):
+        return other is not one and all(a <= b for a, b in zip(point(other), point(one), strict=True))
+
+    beaten = {one.number for one in rivals if any(beats(other, one) for other in rivals)}
+    assert set(numbers(data.dominated)) == beaten
+    assert set(numbers(data.front)) == {record.number for record in rivals} - beaten
+
+
+def test_hovering_names_the_trial_its_criterion_its_costs_and_its_accuracy_and_on_the_front_its_policy():
+    data = trade_off(subject())
+    for record, mark in zip([sweep()[1], sweep()[3]], data.dominated, strict=True):
+        share, count = record.metrics.macs / BASELINE["macs"], record.metrics.macs / 1e6
+        assert mark.text.split("<br>") == [
+            f"<b>trial {record.number}</b> after 1 epoch",
+            "criterion fpgm",
+            f"accuracy {100 * record.metrics.accuracy:.2f} %",
+            f"MACs {count:.1f} M ({100 * share:.1f} %)",
+        ]
+    text = data.front[1].text
+    for part in ("allocation searched", "parameters 135 k (50.0 %)", "layer1.0.conv1 50 %", "layer2.0.conv1 100 %"):
+        assert part in text  # a group that the policy does not name keeps all
+    assert data.stopped[0].text.startswith("<b>trial 6</b> stopped early after 1 epoch<br>")
+
+
+def test_hovering_names_the_criterion_of_each_group():
+    record = trial(0)
+    criteria = {"layer2.0.conv1": {"name": "l1"}}
+    content = record.policy.model_dump() | {"widths": dict.fromkeys(WIDTHS, 8), "criteria": criteria}
+    text = trade_off(subject([replace(record, policy=Policy.model_validate(content))])).front[0].text
+    assert "criterion fpgm, l1 on 1 group<br>" in text
+    assert "layer1.0.conv1 50 %  layer2.0.conv1 25 % by l1" in text
+
+
+def test_many_groups_are_abbreviated_when_hovering():
+    widths = {f"layer{number}": 8 for number in range(40)}
+    data = trade_off(Subject(sweep(), BASELINE, TWO, widths))
+    assert "and 24 more groups" in data.front[0].text
+
+
+def test_a_trial_that_learned_nothing_does_not_squeeze_the_front_and_is_counted():
+    data = trade_off(subject([trial(0, 0.88, 0.3), trial(1, 0.9, 0.6), trial(2, 0.1, 0.7)]))
+    assert 80 < data.ends[0] < 88
+    assert data.hidden == 1
+    assert "1 below the axis" in plot_trade_off(data).texts[1].get_text()
+
+
+def test_the_counts_and_the_caption_say_what_there_is():
+    data = trade_off(subject())
+    assert data.counts == "8 trials: 6 finished, 1 of them broke a constraint, 1 stopped early, 1 failed; front of 3"
+    assert data.caption == (
+        "Further up and left is better; the line joins the front, which no other trial beats. "
+        "Hollow: stopped early, where it stopped (grey), or breaks a constraint (pink). 1 below the axis."
+    )
+    assert "coloured by latency is the front" in trade_off(subject(objectives=THREE)).caption
+
+
+def test_a_baseline_without_the_objective_is_refused():
+    with pytest.raises(SweepError, match="baseline: expected a positive latency_ms, got None"):
+        trade_off(subject(objectives=("accuracy", "latency_ms"), baseline={"accuracy": 0.9, "macs": 1}))
+
+
+# ── what papers report ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_points_of_papers_are_of_the_same_network_on_the_same_images():
+    def found(name, data, classes=10):
+        points = reported_on(ModelSpec(name=name, num_classes=classes), DataSpec(name=data))
+        return {(point.network, point.images) for point in points}
+
+    assert found("resnet56", "cifar10") == found("preresnet56", "image_folder") == {("ResNet-56", "CIFAR-10")}
+    assert found("resnet56", "cifar100", 100) == {("ResNet-56", "CIFAR-100")}
+    assert found("resnet50", "imagenet", 1000) == {("ResNet-50", "ImageNet")}
+    for nothing in (("resnet20", "cifar10"), ("resnet56", "digits"), ("resnet56", "image_folder", 7)):
+        assert found(*nothing) == set()
+    assert found("resnet56", "my.module:images") == set()
+
+
+def test_a_papers_change_is_put_beside_this_baseline_and_names_its_source():
+    points = reported_on(ModelSpec(name="resnet56", num_classes=10), DataSpec(name="cifar10"))
+    data = trade_off(subject(reported=points))
+    assert [(mark.x, mark.y) for mark in data.reported] == [
+        (point.macs, pytest.approx(90 + point.change)) for point in points
+    ]
+    dcp = next(mark.text for mark in data.reported if mark.text.startswith("<b>DCP</b>"))
+    for part in ("−0.31 points with 50.3 % of the MACs", "test images of CIFAR-10", "NeurIPS 2018, Table 1"):
+        assert part in dcp
+    assert [name for kind, name, _ in data.others if kind == "reported"] == [
+        "papers: test images of CIFAR-10, long recipes"
+    ]
+    assert "against its own baseline" in data.note
+    by_latency = trade_off(subject(objectives=("accuracy", "latency_ms"), reported=points))
+    assert (by_latency.reported, by_latency.note) == ((), "")
+
+
+def test_every_point_of_a_paper_can_be_one():
+    for point in REPORTED:
+        assert 0 < point.macs < 100, point
+        assert -10 < point.change < 1, point
+        assert point.source
+    assert len(set(REPORTED)) == len(REPORTED)
+
+
+@pytest.mark.parametrize(
+    ("model", "network", "percents"),
+    [
+        ("preresnet56", "ResNet-56", 50),
+        ("vgg19_bn_cifar", "VGG-19", 30),
+        ("mobilenet_v1_cifar", "MobileNet v1", 30),
+    ],
+)
+def test_the_macs_that_dcp_keeps_are_those_of_its_widths(model, network, percents):
+    spec = ModelSpec(name=model)
+    example = torch.zeros(1, *input_shape(spec))
+    built = build_model(spec)
+    groups = find_groups(built, example)
+    cost = CostModel(built, groups, example)
+    cut = set(groups.matching(paper_groups(spec)))
+    widths = {name: g.width - (percents * g.width // 100 if name in cut else 0) for name, g in groups.items()}
+    share = 100 * cost.cost(widths).macs / cost.full.macs
+    points = [p for p in REPORTED if (p.network, p.images, p.method) == (network, "CIFAR-10", "DCP")]
+    assert [point.macs for point in points] == [pytest.approx(share, abs=0.006)]
+
+
+# ── the picture ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def drawn(figure):
@@ -118,34 +287,23 @@ def legend(figure):
     return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-def test_the_picture_shows_front_dominated_infeasible_and_baseline_where_they_are():
-    figure = drawn(plot_front(sweep(), BASELINE, TWO, title="resnet20"))
+def test_the_picture_shows_every_part_where_it_is():
+    points = reported_on(ModelSpec(name="resnet56"), DataSpec(name="cifar10"))
+    figure = drawn(plot_trade_off(trade_off(subject(reported=points))))
     axes = figure.axes[0]
-    assert legend(figure) == ["dominated", "breaks a constraint", "front", "baseline"]
+    papers = "papers: test images of CIFAR-10, long recipes"
+    assert set(legend(figure)) == {"dominated", "stopped early", "breaks a constraint", papers, "front", "baseline"}
     line = next(line for line in axes.lines if line.get_label() == "front")
     assert line.get_xydata().tolist() == [pytest.approx(place) for place in ([20, 70], [50, 85], [80, 91])]
     places = {found.get_label(): found.get_offsets().tolist() for found in axes.collections}
     assert places["dominated"] == [pytest.approx([40, 65]), pytest.approx([70, 80])]
     assert places["breaks a constraint"] == [pytest.approx([10, 99])]
+    assert places["stopped early"] == [pytest.approx([30, 10])]
     assert places["baseline"] == [pytest.approx([100, 90])]
-    hollow = next(found for found in axes.collections if found.get_label() == "breaks a constraint")
-    assert hollow.get_facecolor().size == 0
-
-
-def test_the_picture_names_the_best_trial_at_half_the_cost_and_counts_the_others():
-    figure = drawn(plot_front(sweep(), BASELINE, TWO))
-    axes = figure.axes[0]
+    assert len(places[papers]) == len(points)
+    for hollow in ("breaks a constraint", "stopped early"):
+        assert next(found for found in axes.collections if found.get_label() == hollow).get_facecolor().size == 0
     assert [note.get_text() for note in axes.texts] == ["best at ≤ 50 %: trial 2\n85.00 % with 50.0 % of the MACs"]
-    counts = "8 trials: 6 finished, 1 of them broke a constraint, 1 stopped early, 1 failed; front of 3"
-    assert axes.get_title(loc="left") == counts
-
-
-def test_a_trial_that_learned_nothing_does_not_squeeze_the_front_and_is_counted():
-    records = [trial(0, 0.88, 0.3), trial(1, 0.9, 0.6), trial(2, 0.1, 0.7)]
-    figure = drawn(plot_front(records, BASELINE, TWO))
-    low, _ = figure.axes[0].get_ylim()
-    assert 80 < low < 88
-    assert "1 below the axis" in figure.axes[0].get_title(loc="left")
 
 
 @pytest.mark.parametrize(
@@ -160,7 +318,9 @@ def test_a_trial_that_learned_nothing_does_not_squeeze_the_front_and_is_counted(
     ],
 )
 def test_no_text_is_clipped_or_lies_on_another(records, objectives):
-    figure = plot_front(records, BASELINE, objectives, title="resnet20 on digits, 24 trials with three criteria")
+    points = reported_on(ModelSpec(name="resnet56"), DataSpec(name="cifar10"))
+    title = "resnet20 on digits, 24 trials with three criteria"
+    figure = plot_trade_off(trade_off(subject(records, objectives, title=title, reported=points)))
     FigureCanvasAgg(figure).draw()
     axes = figure.axes[0]
     words = [*figure.texts, *axes.texts, axes._left_title, axes.xaxis.label, axes.yaxis.label]
@@ -175,124 +335,19 @@ def test_no_text_is_clipped_or_lies_on_another(records, objectives):
 
 
 def test_a_third_objective_colours_the_front():
-    figure = drawn(plot_front(sweep(), BASELINE, THREE))
+    figure = drawn(plot_trade_off(trade_off(subject(objectives=THREE))))
     points = next(found for found in figure.axes[0].collections if found.get_label() == "front")
     assert points.get_array().tolist() == pytest.approx([20, 50, 80])
     assert figure.axes[1].get_ylabel() == "latency, % of the baseline's"
 
 
-def test_an_empty_front_is_said_and_a_baseline_without_the_objective_is_refused():
-    figure = drawn(plot_front([], BASELINE, TWO))
-    assert [note.get_text() for note in figure.axes[0].texts] == ["no trial finished within the constraints"]
-    with pytest.raises(SweepError, match="baseline: expected a positive latency_ms, got None"):
-        plot_front(sweep(), {"accuracy": 0.9, "macs": 1}, ("accuracy", "latency_ms"))
+def test_an_empty_front_is_said():
+    figure = drawn(plot_trade_off(trade_off(subject([]))))
+    assert [note.get_text() for note in figure.axes[0].texts] == ["no trial is on the front"]
 
 
 def test_drawing_opens_no_window_and_changes_no_setting():
     before = dict(matplotlib.rcParams)
-    drawn(plot_front(sweep(), BASELINE, TWO))
+    drawn(plot_trade_off(trade_off(subject())))
     assert dict(matplotlib.rcParams) == before
     assert not Gcf.figs
-
-
-# ── page ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class Page(HTMLParser):
-    """Collects what a page shows and what it would load."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.addresses, self.opened, self.texts, self.ids = [], [], [], []
-        self.scripts = 0
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.addresses += [value for name, value in attrs if name in ("src", "href", "action", "data")]
-        self.ids += [value for name, value in attrs if name == "id"]
-        self.scripts += tag == "script"
-        if tag not in ("meta", "br", "link", "img"):
-            self.opened.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.opened.pop() == tag
-
-    def handle_data(self, data):
-        if self.opened and self.opened[-1] not in ("script", "style"):
-            self.texts.append(data)
-
-
-def charts(html):
-    """The traces of each chart by its place's id."""
-    found = {}
-    for start in re.finditer(r'Plotly\.newPlot\(\s*"(\w+)",\s*', html):
-        found[start[1]], _ = json.JSONDecoder().raw_decode(html, start.end())
-    return found
-
-
-@pytest.fixture(scope="module")
-def page():
-    return front_page(sweep(), BASELINE, TWO, title="resnet20 <b> & digits", widths=WIDTHS)
-
-
-def test_the_page_is_whole_and_loads_nothing(page):
-    parsed = Page(page)
-    assert parsed.opened == []
-    assert parsed.addresses == []
-    assert "plotly.js v" in page
-    assert not re.search(r"@import|url\(\s*['\"]?https?:", page[: page.index("<script")])
-
-
-def test_the_page_shows_titles_table_and_the_reasons_of_failures_as_text(page):
-    text = "".join(Page(page).texts)
-    assert "resnet20 <b> & digits" in text
-    assert "<b>" not in page.replace("<b>trial", "").partition("<script>")[0]
-    for word in ("Learning curves", "20.0 M", "85.00 %", "fine-tuning: loss <nan> after epoch 2"):
-        assert word in text
-
-
-def test_hovering_over_the_front_names_the_trial_and_its_policy(page):
-    trace = next(trace for trace in charts(page)["front"] if trace["name"] == "front")
-    assert trace["x"] == pytest.approx([20, 50, 80])
-    assert trace["y"] == pytest.approx([70, 85, 91])
-    hover = trace["hovertext"][1]
-    for part in ("trial 2", "85.00 %", "20.0 M (50.0 %)", "criterion fpgm", "allocation searched"):
-        assert part in hover
-    assert "layer1.0.conv1 50 %" in hover
-    assert "layer2.0.conv1 100 %" in hover  # not named by the policy: keeps all
-
-
-def test_hovering_names_the_criterion_of_each_group():
-    record = trial(0)
-    criteria = {"layer2.0.conv1": {"name": "l1"}}
-    content = record.policy.model_dump() | {"widths": dict.fromkeys(WIDTHS, 8), "criteria": criteria}
-    policy = Policy.model_validate(content)
-    page = front_page([replace(record, policy=policy)], BASELINE, TWO, widths=WIDTHS)
-    hover = next(trace for trace in charts(page)["front"] if trace["name"] == "front")["hovertext"][0]
-    assert "criterion fpgm, l1 on 1 group<br>" in hover
-    assert "layer1.0.conv1 50 %  layer2.0.conv1 25 % by l1" in hover
-
-
-def test_the_page_shows_curves_widths_and_hypervolume(page):
-    found = charts(page)
-    assert list(found) == ["front", "curves", "widths", "hypervolume"]
-    assert len(found["curves"]) == 7  # the failed trial measured nothing
-    stopped = [trace for trace in found["curves"] if trace["line"]["dash"] == "dot"]
-    assert len(stopped) == 1
-    (heat,) = found["widths"]
-    assert heat["y"] == ["trial 0", "trial 2", "trial 4"]
-    assert heat["text"] == [["3/16", "32/32"], ["8/16", "32/32"], ["12/16", "32/32"]]
-    assert len(found["hypervolume"][0]["y"]) == len(sweep())
-
-
-def test_many_groups_are_abbreviated_when_hovering():
-    widths = {f"layer{number}": 8 for number in range(40)}
-    trace = next(t for t in charts(front_page(sweep(), BASELINE, TWO, widths=widths))["front"] if t["name"] == "front")
-    assert "and 24 more groups" in trace["hovertext"][0]
-
-
-def test_a_sweep_without_a_front_has_a_page_too():
-    html = front_page([], BASELINE, THREE)
-    assert "No trial finished within the constraints." in "".join(Page(html).texts)
-    assert list(charts(html)) == ["front", "curves", "hypervolume"]

@@ -147,13 +147,18 @@ def test_a_trial_at_the_reference_adds_nothing_and_the_ideal_one_would_fill_ever
     assert hypervolume([], TWO, BASELINE) == 0
 
 
-@given(records=trials())
-def test_the_history_never_falls_and_ends_at_the_hypervolume(records):
-    history = hypervolume_history(records, TWO, BASELINE)
-    assert len(history) == len(records)
-    assert all(later >= earlier - 1e-12 for earlier, later in itertools.pairwise(history))
-    if records:
-        assert history[-1] == hypervolume(records, TWO, BASELINE)
+@given(records=trials(), objectives=st.sampled_from([TWO, THREE]))
+def test_the_history_is_the_hypervolume_after_each_trial_in_the_order_given(records, objectives):
+    left_out = [trial(90, feasible=False), trial(91, state=State.FAILED), replace(trial(92), history=())]
+    ordered = [*records[::-1], *left_out]
+    history = hypervolume_history(ordered, objectives, BASELINE)
+    slow = [hypervolume(ordered[:count], objectives, BASELINE) for count in range(1, len(ordered) + 1)]
+    assert history == pytest.approx(slow, abs=1e-12)
+
+
+def test_the_history_of_a_baseline_without_an_objective_is_refused():
+    with pytest.raises(SweepError, match="baseline: expected a positive latency_ms"):
+        hypervolume_history([], THREE, {"accuracy": 0.9, "macs": 100})
 
 
 def test_the_hypervolume_refuses_a_baseline_without_the_objective_and_a_floor_that_leaves_no_room():

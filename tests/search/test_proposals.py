@@ -1,6 +1,7 @@
 """Policies that others than the sampler propose, and policies that were proposed before."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from optuna.trial import TrialState
@@ -91,6 +92,14 @@ def test_starts_come_first_with_their_own_widths_and_count_as_trials(searcher, s
     records = found.records()
     assert [record.extra.get("source") for record in records[:4]] == ["start 7", "start 30", "start 2", None]
     assert all(record.state is State.FINISHED for record in records)
+
+
+def test_what_a_proposal_predicts_is_kept_with_its_trial_and_read_again(searcher):
+    guess = {"accuracy": 0.87654, "deviation": 0.01, "trained": True}
+    found = searcher(Many(), starts=[start(7), replace(start(8), predicted=guess)])
+    run(found, 3)
+    for records in (found.records(), load_records(searcher.folder, experiment())):
+        assert [record.extra.get("predicted") for record in records] == [None, guess, None]
 
 
 def test_starts_of_an_interrupted_sweep_are_not_lost_or_repeated(searcher):

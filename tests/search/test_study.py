@@ -2,6 +2,7 @@ import logging
 import math
 import pickle
 import sys
+import time
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -326,6 +327,8 @@ def test_the_journal_alone_rebuilds_the_records(start, tmp_path):
     assert finished.counts
     assert finished.error is None
     assert finished.extra == {"tune_id": "t0"}
+    assert finished.started <= finished.ended <= time.time()
+    assert running.ended is None
     assert running.started >= finished.started
     assert len(running.history) == 1
 

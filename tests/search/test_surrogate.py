@@ -210,6 +210,26 @@ def test_the_truth_is_within_two_deviations_most_of_the_time(ladder, baseline):
     assert within.mean() > 0.9
 
 
+def test_proposals_of_several_criteria_are_predicted_as_each_alone(ladder, baseline):
+    model = surrogate(ladder, baseline)
+    model.fit(drawn(ladder, 10, trained=True))
+    proposals = model.propose(6, low=0, high=1e9, candidates=2000)
+    found = model.expect(proposals)
+    for number, one in enumerate(proposals):
+        alone = model.predict(ladder.matrix([one.widths]), one.criterion)
+        assert (found.mean[number], found.deviation[number]) == pytest.approx((alone.mean[0], alone.deviation[0]))
+    assert len(model.expect([]).mean) == 0
+
+
+def test_a_prediction_says_whether_it_is_of_a_trained_network(ladder, baseline):
+    model, widths = surrogate(ladder, baseline), everything(ladder)[:3]
+    assert not model.predict(widths, "l1").trained
+    model.fit(drawn(ladder, 5))
+    assert not model.predict(widths, "l1").trained
+    model.fit(drawn(ladder, 5, trained=True))
+    assert model.predict(widths, "l1").trained
+
+
 def test_criteria_that_are_not_listed_are_left_out_and_refused(ladder, baseline):
     model = surrogate(ladder, baseline)
     before = model.propose(2, low=0, high=1e9, candidates=2000)

@@ -93,9 +93,11 @@ def test_the_folder_holds_the_whole_sweep(finished):
     assert found.records == finished.records
     assert found.experiment == finished.experiment
     assert found.baseline == finished.baseline == prepare(finished.experiment).baseline.to_dict()
-    assert {"experiment.yaml", "baseline.json", "study.journal", "front.csv", "front.png", "front.html"} <= {
+    assert {"experiment.yaml", "baseline.json", "study.journal", "front.csv", "front.png", "report.html"} <= {
         path.name for path in finished.folder.iterdir()
     }
+    drawn = {path.stem for path in (finished.folder / "figures").iterdir()}
+    assert drawn == {"widths", "dimensions", "curves", "hypervolume"}
     assert not list(finished.folder.rglob("trial-*.pt"))
     numbers_in_csv = [line.split(",")[0] for line in (finished.folder / "front.csv").read_text().splitlines()[1:]]
     assert numbers_in_csv == [str(record.number) for record in finished.front]
