@@ -44,11 +44,11 @@ def test_a_named_trial_and_the_knee_can_be_taken(ran):
     _, sweep = ran
     assert sweep.best(trial=1).policy == sweep.records[1].policy
     assert sweep.best(knee=True).record in sweep.front
-    with pytest.raises(SweepError, match="^trial 9: expected one of the sweep's 3, counted from 0$"):
+    with pytest.raises(SweepError, match=r"^trial 9: expected one of the sweep's 3, counted from 0$"):
         sweep.best(trial=9)
-    with pytest.raises(SweepError, match="^knee: expected no trial beside it, got trial 1$"):
+    with pytest.raises(SweepError, match=r"^knee: expected no trial beside it, got trial 1$"):
         sweep.best(knee=True, trial=1)
-    with pytest.raises(SweepError, match="^max_flops: expected one of "):
+    with pytest.raises(SweepError, match=r"^max_flops: expected one of "):
         sweep.best(max_flops="50%")
 
 
@@ -60,11 +60,11 @@ def test_a_notebook_shows_the_front(ran):
 
 
 def test_settings_are_of_a_file(ran):
-    with pytest.raises(SweepError, match="^settings: expected an experiment's file that they change"):
+    with pytest.raises(SweepError, match=r"^settings: expected an experiment's file that they change"):
         Sweep.run(ran[1].experiment, {"search.trials": 2})
 
 
 def test_the_package_offers_nothing_else():
     assert search.__all__ == ["Sweep"]
-    with pytest.raises(AttributeError, match="^module 'search' has no attribute 'Swep'$"):
+    with pytest.raises(AttributeError, match=r"^module 'search' has no attribute 'Swep'$"):
         search.Swep  # noqa: B018
