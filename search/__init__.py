@@ -1,6 +1,19 @@
-"""Search for channel-pruning policies: Ray Tune launches, Optuna proposes, MLflow shows."""
+"""Search for channel-pruning policies: Ray Tune launches, Optuna proposes, MLflow shows.
+
+    from search import Sweep
+
+The command line does the same, see `search.cli`.
+"""
+
+from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from search.sweep import Sweep
+
+__all__ = ["Sweep"]
 
 for _name, _value in {  # read when the libraries are imported, so set before any module of the package imports them
     "DO_NOT_TRACK": "true",
@@ -14,3 +27,12 @@ for _name, _value in {  # read when the libraries are imported, so set before an
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }.items():
     os.environ.setdefault(_name, _value)
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: torch and all that takes seconds, which not every command needs."""
+    if name == "Sweep":
+        from search.sweep import Sweep
+
+        return Sweep
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

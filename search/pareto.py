@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from pruning import explain
+from pruning import Policy, explain
 from search.config import Objective
 from search.errors import SweepError
 from search.results import Metrics, State, TrialRecord
@@ -202,6 +202,11 @@ class Choice:
     explanation: str
     within: int
     runner_up: TrialRecord | None = None
+
+    @property
+    def policy(self) -> Policy:
+        """The trial's."""
+        return self.record.policy
 
 
 def pick(

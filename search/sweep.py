@@ -1,52 +1,37 @@
-"""Assemble a sweep and run it, or take up an interrupted one: Tune launches, the study proposes, MLflow watches."""
+"""A sweep as its folder holds it: what was asked, every trial, and what came out; and from Python the way through."""
 
 from __future__ import annotations
 
-import io
 import json
-import shlex
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, replace
-from itertools import count
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
-from filelock import FileLock, Timeout
-from ray import tune
-
+from pruning import Policy
+from search.apply import Applied, apply_policy
 from search.config import EXPERIMENT, Experiment, load_experiment
-from search.counts import Counts, Event, append_events, counting, counting_into, read_events
-from search.errors import SweepError, SweepInterruptedError
-from search.figures import Subject, front_markdown, front_table, write_report
-from search.guide import guide_of
-from search.inputs import Inputs, Say, silent
-from search.launching import check_resources, ray_session
-from search.pareto import front
-from search.prepare import prepare_ahead, space_of
-from search.progress import LiveView
+from search.errors import SweepError
+from search.figures import Subject, front_cells, front_markdown, front_table, table_html, write_report
+from search.inputs import Say, silent
+from search.pareto import Choice, Limits, front, pick, pick_knee
 from search.results import State, TrialRecord
-from search.rules import check_start
 from search.running_time import running_seconds
-from search.scheduler import scheduler_of
-from search.searcher import StudySearcher
 from search.sections import written_duration
-from search.sharing import Shared, share
-from search.space import Space
-from search.starts import make_starts
-from search.study import Proposal, create_study, enqueue, load_records, open_study
-from search.tracking import Tracker
-from search.trainable import EVENTS, snapshot_of, train
+from search.study import load_records, open_study
 from search.units import percent, short_count
-from search.watcher import Watcher
 
-BASELINE, WIDTHS, TUNE, LOCK, SHARED = "baseline.json", "widths.json", "tune", "sweep.lock", "shared.json"
+BASELINE, WIDTHS = "baseline.json", "widths.json"
 
 
 @dataclass(frozen=True)
 class Sweep:
     """A sweep as its folder holds it.
+
+        sweep = Sweep.run("experiments/digits.yaml", {"search.trials": 12})   # or Sweep.load("sweeps/digits")
+        choice = sweep.best(max_macs="50%")
+        applied = sweep.apply(choice.policy, "pruned")
 
     Attributes:
         experiment: what was asked.
@@ -63,6 +48,62 @@ class Sweep:
     records: list[TrialRecord]
     running_seconds: float = 0.0
 
+    # ── making one ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @classmethod
+    def run(
+        cls,
+        experiment: Experiment | Path | str,
+        settings: Mapping[str, Any] | None = None,
+        *,
+        say: Say = print,
+        address: str = "local",
+    ) -> Self:
+        """Run a new sweep to its end; see `search.driver.run_sweep`.
+
+        Args:
+            experiment: a file, or what is in one.
+            settings: values of the file to change, by place: `{"search.trials": 12}`.
+            say: told of every step.
+            address: of a Ray cluster to join; `local` starts one on this machine.
+
+        Raises:
+            SearchError, PruningError: a mistake, in one line.
+        """
+        from search.driver import run_sweep
+
+        if not isinstance(experiment, Experiment):
+            changes = [f"{place}={json.dumps(value)}" for place, value in (settings or {}).items()]
+            experiment = load_experiment(Path(experiment), changes)
+        elif settings:
+            raise SweepError("settings: expected an experiment's file that they change, got an experiment")
+        return cls(**vars(run_sweep(experiment, say=say, address=address, live=False)))
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Self:
+        """Read what a sweep's folder holds, finished or not.
+
+        Raises:
+            SweepError: no sweep there.
+        """
+        folder = Path(folder)
+        for name in (EXPERIMENT, BASELINE, WIDTHS):
+            if not (folder / name).is_file():
+                raise SweepError(f"sweep {folder}: expected a sweep's folder with {name}, found none")
+        experiment = load_experiment(folder).model_copy(update={"name": folder.resolve().name})  # it may have moved
+        baseline, widths = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (BASELINE, WIDTHS))
+        limited = experiment.search.time_budget is not None
+        seconds = running_seconds(open_study(folder, experiment)) if limited else 0.0
+        return cls(experiment, folder, baseline, widths, load_records(folder, experiment), seconds)
+
+    def extend(self, trials: int, *, say: Say = print, address: str = "local") -> Self:
+        """Run some more trials and return the longer sweep; see `search.driver.extend_sweep`."""
+        from search.driver import extend_sweep
+
+        return type(self)(**vars(extend_sweep(self.folder, trials, say=say, address=address, live=False)))
+
+    # ── what came out ────────────────────────────────────────────────────────────────────────────────────────────────
+
     @property
     def time_is_up(self) -> bool:
         """Whether its time ended the sweep, before all trials were proposed."""
@@ -76,249 +117,77 @@ class Sweep:
         return not running and (self.time_is_up or len(self.records) >= self.experiment.search.trials)
 
     @property
+    def ending(self) -> str:
+        """What ended a sweep that is finished, in words."""
+        if not self.time_is_up:
+            return f"all {len(self.records)} trials have ended"
+        budget, trials = self.experiment.search.time_budget, self.experiment.search.trials
+        return f"its time of {written_duration(budget or 0)} was up after {len(self.records)} of {trials} trials"
+
+    @property
+    def why_none(self) -> str:
+        """Why there is no front, in words."""
+        failed = [record for record in self.records if record.state is State.FAILED]
+        if failed:
+            return f"sweep {self.folder}: no trial succeeded; {len(failed)} failed, the first with: {failed[0].error}"
+        finished = sum(record.state is State.FINISHED for record in self.records)
+        return f"sweep {self.folder}: none of {finished} trials that finished is within the constraints"
+
+    @property
     def front(self) -> list[TrialRecord]:
         """The non-dominated trials, cheapest first."""
         return front(self.records, self.experiment.objectives)
 
+    @property
+    def summary(self) -> str:
+        """What came out, as Markdown."""
+        ending = f"; {self.ending}" if self.time_is_up else ""
+        rows = front_table(self.records, self.baseline, self.experiment.objectives)
+        return f"{self._counted}{ending}. {self._uncut}\n\n{front_markdown(rows)}\n"
 
-def run_sweep(experiment: Experiment, *, say: Say = silent, address: str = "local", live: bool = True) -> Sweep:
-    """Run a new sweep to its end.
+    def best(self, *, trial: int | None = None, knee: bool = False, **limits: str | float | None) -> Choice:
+        """Return the most accurate trial within limits, and why it is: `best(max_macs="50%").policy`.
 
-    Raises:
-        SweepError: the folder exists, there is no cluster at the address, or no trial succeeded.
-        SearchError, PruningError: something in the experiment does not exist or does not fit; no folder is made.
-    """
-    experiment = _portable(experiment)
-    folder = experiment.folder
-    if folder.exists():
-        raise SweepError(f"sweep {folder}: exists; resume it, or give the sweep another name with --set name=…")
-    check_resources(experiment, address)
-    check_start(experiment)  # refuses what is not there before anything is ranked
-    events: list[Event] = []
-    with counting(events.append), _prepared(experiment, address, say) as (inputs, shared):
-        space = space_of(inputs)
-        _create(folder, experiment, inputs, make_starts(experiment, space, say))
-        with _alone(folder):
-            append_events(folder / EVENTS, events)
-            return _launch(inputs, shared, space, folder, say, live=live)
+        Args:
+            trial: take this one instead.
+            knee: take the knee of the front within the limits, after which accuracy gets dear.
+            limits: `max_macs`, `max_params`, `max_latency_ms`, `min_accuracy`; numbers, or `"50%"` of the baseline's.
 
+        Raises:
+            SweepError: no trial is within the limits (the nearest is named), or no such trial or limit.
+        """
+        if knee and trial is not None:
+            raise SweepError(f"knee: expected no trial beside it, got trial {trial}")
+        records = [record for record in self.records if trial in (None, record.number)]
+        if trial is not None and not records:
+            raise SweepError(f"trial {trial}: expected one of the sweep's {len(self.records)}, counted from 0")
+        choose = pick_knee if knee else pick
+        return choose(records, self.experiment.objectives, Limits.parse(**limits), self.baseline)
 
-def resume_sweep(folder: Path, *, say: Say = silent, address: str = "local", live: bool = True) -> Sweep:
-    """Take up a sweep that was interrupted: finished trials stay, interrupted ones go on or start again.
+    def apply(self, policy: Policy, folder: Path | str, *, say: Say = print) -> Applied:
+        """Cut and fine-tune the baseline by a policy, test both networks once; see `search.apply.apply_policy`."""
+        return apply_policy(policy, load_experiment(self.folder), Path(folder), say)
 
-    Raises:
-        SweepError: no such sweep, one that is finished or running, or no cluster at the address.
-    """
-    load_sweep(folder)  # refuses what is none before the lock is written there
-    with _alone(folder):
-        sweep = load_sweep(folder)
-        ended = sum(record.state is not State.RUNNING for record in sweep.records)
-        if sweep.is_finished:
-            raise SweepError(f"sweep {folder}: finished, {_ending(sweep)}; add some with: {_more(folder)}")
-        say(f"resuming {folder}: {ended} of {sweep.experiment.search.trials} trials have ended")
-        return _go_on(sweep, say, address, live=live)
+    def draw(self, say: Say = silent) -> dict[str, Path]:
+        """Write the front and all pictures into the sweep's folder; return the files by name.
 
+        A picture that cannot be drawn is told of, and stops nothing.
+        """
+        subject = Subject.of(self.experiment, self.records, self.baseline, self.widths)
+        return write_report(subject, self.folder, say)
 
-def extend_sweep(folder: Path, trials: int, *, say: Say = silent, address: str = "local", live: bool = True) -> Sweep:
-    """Add trials to a sweep, finished or interrupted; what it has found steers them.
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        table = table_html(*front_cells(front_table(self.records, self.baseline, self.experiment.objectives)))
+        return f"<p>{self._counted}. {self._uncut}</p>{table}"
 
-    A time budget that is used up is lifted.
+    @property
+    def _counted(self) -> str:
+        states = Counter(record.state for record in self.records)
+        return f"{len(self.records)} trials: {', '.join(f'{number} {state}' for state, number in states.items())}"
 
-    Raises:
-        SweepError: no such sweep, one that is running, fewer than one trial, or no cluster at the address.
-    """
-    if trials < 1:
-        raise SweepError(f"--trials: expected at least 1, got {trials}")
-    load_sweep(folder)
-    with _alone(folder):
-        sweep = load_sweep(folder)
-        search = sweep.experiment.search
-        budget = None if sweep.time_is_up else search.time_budget
-        longer = search.model_copy(update={"trials": search.trials + trials, "time_budget": budget})
-        experiment = sweep.experiment.model_copy(update={"search": longer})
-        draft = folder / f"{EXPERIMENT}.draft"
-        draft.write_text(experiment.to_yaml(), encoding="utf-8")
-        draft.replace(folder / EXPERIMENT)
-        say(f"extending {folder} from {search.trials} to {longer.trials} trials")
-        return _go_on(replace(sweep, experiment=experiment), say, address, live=live)
-
-
-def _go_on(sweep: Sweep, say: Say, address: str, *, live: bool) -> Sweep:
-    check_resources(sweep.experiment, address)
-    with counting_into(sweep.folder / EVENTS), _prepared(sweep.experiment, address, say) as (inputs, shared):
-        return _launch(inputs, shared, space_of(inputs), sweep.folder, say, live=live)
-
-
-def _more(folder: Path) -> str:
-    return f"prunesearch extend {shlex.quote(str(folder))} --trials 20"
-
-
-def load_sweep(folder: Path) -> Sweep:
-    """Read what a sweep's folder holds.
-
-    Raises:
-        SweepError: no sweep there.
-    """
-    for name in (EXPERIMENT, BASELINE, WIDTHS):
-        if not (folder / name).is_file():
-            raise SweepError(f"sweep {folder}: expected a sweep's folder with {name}, found none")
-    experiment = load_experiment(folder).model_copy(update={"name": folder.resolve().name})  # it may have moved
-    baseline, widths = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (BASELINE, WIDTHS))
-    limited = experiment.search.time_budget is not None
-    seconds = running_seconds(open_study(folder, experiment)) if limited else 0.0
-    return Sweep(experiment, folder, baseline, widths, load_records(folder, experiment), seconds)
-
-
-def _portable(experiment: Experiment) -> Experiment:
-    """Make paths absolute, so that the copy in the sweep's folder means the same."""
-    options = dict(experiment.data.options)
-    if isinstance(options.get("root"), str):
-        options["root"] = str(Path(options["root"]).resolve())
-    weights = None if experiment.weights is None else experiment.weights.resolve()
-    data = experiment.data.model_copy(update={"options": options})
-    search = experiment.search.with_start_paths(Path.resolve)
-    places = {"weights": weights, "storage": experiment.storage.resolve()}
-    return experiment.model_copy(update={**places, "data": data, "search": search})
-
-
-@contextmanager
-def _prepared(experiment: Experiment, address: str, say: Say) -> Iterator[tuple[Inputs, Shared]]:
-    """Make what trials share, for as long as Ray runs; what can be refused without Ray is refused before it starts."""
-    inputs = prepare_ahead(experiment, say)
-    with ray_session(experiment, address):
-        yield share(inputs, say)
-
-
-def _create(folder: Path, experiment: Experiment, inputs: Inputs, starts: Sequence[Proposal]) -> None:
-    folder.mkdir(parents=True)
-    study = create_study(folder, experiment)
-    for start in starts:
-        enqueue(study, start)
-    for name, values in ((BASELINE, inputs.baseline.to_dict()), (WIDTHS, inputs.groups.widths)):
-        (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    (folder / EXPERIMENT).write_text(experiment.to_yaml(), encoding="utf-8")  # last: it makes the folder a sweep's
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep a second driver away; the lock ends with the process that holds it."""
-    try:
-        lock = FileLock(folder / LOCK).acquire(timeout=0)
-    except Timeout:
-        raise SweepError(f"sweep {folder}: is running; another process holds {LOCK}") from None
-    with lock:
-        yield
-
-
-# ── launching ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _launch(inputs: Inputs, shared: Shared, space: Space, folder: Path, say: Say, *, live: bool) -> Sweep:
-    experiment, baseline = inputs.experiment, inputs.baseline.to_dict()
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always")
-        searcher = StudySearcher(folder, experiment, space, baseline, guide_of(inputs, space))
-    for note in notes:
-        say(f"note: {note.message}")
-    tracker = Tracker(folder, experiment)
-    view = LiveView(
-        experiment.search.trials, baseline, experiment.objectives, time_left=lambda: searcher.time.left, live=live
-    )
-    watcher = Watcher(
-        searcher, tracker, view, forget=lambda number: snapshot_of(folder, number).unlink(missing_ok=True)
-    )
-    with tracker:
-        tracker.start(baseline, inputs.groups.widths, inputs.facts)
-        with view, counting_into(folder / EVENTS):
-            _fit(_tuner(inputs, shared, folder, searcher, watcher))
-        seconds = running_seconds(searcher.study)
-        sweep = Sweep(experiment, folder, baseline, inputs.groups.widths, searcher.records(), seconds)
-        for note, trials in Counter(filter(None, (record.extra.get("note") for record in sweep.records))).items():
-            say(f"note: {note} ({trials} of {len(sweep.records)} trials)")
-        if sweep.records:
-            tracker.sweep_ended(summary(sweep), write_front(sweep, say))
-    counts = Counts(read_events(folder / EVENTS))
-    (folder / SHARED).write_text(counts.to_json() + "\n", encoding="utf-8")
-    if searcher.exhausted and len(sweep.records) < experiment.search.trials:
-        say(f"note: the space has hardly another policy: {len(sweep.records)} of {experiment.search.trials} trials")
-    elif not sweep.is_finished:
-        again = f"prunesearch resume {shlex.quote(str(folder))}"
-        raise SweepInterruptedError(f"sweep {folder}: interrupted; go on with: {again}")
-    if sweep.time_is_up:
-        say(_ending(sweep))
-    if not sweep.front:
-        raise SweepError(_why_none(sweep))
-    say(f"shared work: {counts}")
-    if left := tracker.left:
-        send = f"prunesearch sync {shlex.quote(str(folder))}"
-        say(f"MLflow is not reachable: {left} entries wait in {folder}; send them with: {send}")
-    return sweep
-
-
-def _ending(sweep: Sweep) -> str:
-    if not sweep.time_is_up:
-        return f"all {len(sweep.records)} trials have ended"
-    budget, trials = sweep.experiment.search.time_budget, sweep.experiment.search.trials
-    return f"its time of {written_duration(budget or 0)} was up after {len(sweep.records)} of {trials} trials"
-
-
-def _why_none(sweep: Sweep) -> str:
-    failed = [record for record in sweep.records if record.state is State.FAILED]
-    if failed:
-        return f"sweep {sweep.folder}: no trial succeeded; {len(failed)} failed, the first with: {failed[0].error}"
-    finished = sum(record.state is State.FINISHED for record in sweep.records)
-    return f"sweep {sweep.folder}: none of {finished} trials that finished is within the constraints"
-
-
-def write_front(sweep: Sweep, say: Say = silent) -> dict[str, Path]:
-    """Write the front and all pictures of a sweep into its folder; return the files by name.
-
-    A picture that cannot be drawn is told of, and stops nothing.
-    """
-    return write_report(Subject.of(sweep.experiment, sweep.records, sweep.baseline, sweep.widths), sweep.folder, say)
-
-
-def _tuner(inputs: Inputs, shared: Shared, folder: Path, searcher: StudySearcher, watcher: tune.Callback) -> tune.Tuner:
-    resources, search = inputs.experiment.resources, inputs.experiment.search
-    place = {"cpu": resources.cpus, "gpu": resources.gpus, "memory": resources.memory_bytes}
-    trainable = tune.with_resources(tune.with_parameters(train, shared=shared), place)
-    storage = folder.resolve()
-    run = tune.RunConfig(
-        storage_path=str(storage),
-        name=_tune_folder(storage),
-        verbose=0,
-        callbacks=[watcher],
-        failure_config=tune.FailureConfig(max_failures=resources.retries),
-    )
-    how = tune.TuneConfig(
-        search_alg=searcher,
-        scheduler=scheduler_of(inputs.experiment, inputs.baseline.to_dict(), searcher.records()),
-        num_samples=search.trials,
-        max_concurrent_trials=search.concurrent,
-        reuse_actors=True,
-    )
-    return tune.Tuner(trainable, tune_config=how, run_config=run)
-
-
-def _tune_folder(storage: Path) -> str:
-    """Return a new name for Tune's files: the study knows what is left to do, Tune starts afresh."""
-    return next(name for name in (f"{TUNE}-{number}" for number in count(1)) if not (storage / name).exists())
-
-
-def _fit(tuner: tune.Tuner) -> None:
-    with redirect_stdout(io.StringIO()), warnings.catch_warnings():  # Tune's banner, which no setting turns off
-        warnings.simplefilter("ignore")
-        tuner.fit()
-
-
-def summary(sweep: Sweep) -> str:
-    """Return what came out, as Markdown."""
-    states = Counter(record.state for record in sweep.records)
-    ended = ", ".join(f"{number} {state}" for state, number in states.items())
-    accuracy, macs = percent(sweep.baseline["accuracy"], 2), short_count(sweep.baseline["macs"])
-    rows = front_table(sweep.records, sweep.baseline, sweep.experiment.objectives)
-    ending = f"; {_ending(sweep)}" if sweep.time_is_up else ""
-    return (
-        f"{len(sweep.records)} trials: {ended}{ending}. Baseline: {accuracy} on the validation images, {macs} MACs, "
-        f"{short_count(sweep.baseline['params'])} parameters.\n\n{front_markdown(rows)}\n"
-    )
+    @property
+    def _uncut(self) -> str:
+        accuracy, macs = percent(self.baseline["accuracy"], 2), short_count(self.baseline["macs"])
+        params = short_count(self.baseline["params"])
+        return f"Baseline: {accuracy} on the validation images, {macs} MACs, {params} parameters."

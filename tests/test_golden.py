@@ -28,7 +28,7 @@ from search.dialect import read_yaml
 from search.pareto import hypervolume
 from search.results import State
 from search.schema import schema_of
-from search.sweep import load_sweep
+from search.sweep import Sweep
 from search.tracking.ledger import Ledger
 from search.tracking.outbox import OUTBOX, read_lines
 
@@ -173,7 +173,7 @@ def sweep(tmp_path):
 
 
 def test_a_sweep_has_the_trials_that_it_had(sweep):
-    found = load_sweep(sweep)
+    found = Sweep.load(sweep)
     assert [record.state for record in found.records] == [State.FINISHED] * 3 + [State.FAILED, State.RUNNING]
     assert [record.policy.widths for record in found.records] == [
         {"first": 8, "second": 7},
@@ -206,7 +206,7 @@ def test_the_lines_for_mlflow_say_of_a_sweep_what_its_journal_says(sweep):
     ledger = Ledger()
     for line, _ in read_lines(sweep / OUTBOX):
         ledger.add(line)
-    records = {record.number: record for record in load_sweep(sweep).records}
+    records = {record.number: record for record in Sweep.load(sweep).records}
     assert ledger.sweep["sweep_id"] == "2fae9ed23b3e42648b4212b0a39676a6"
     assert set(ledger.records) == set(records)
     assert ledger.running == ledger.interrupted == {4}

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 IMPORTERS = {
     "ray": (
-        "search.sweep",
+        "search.driver",
         "search.watcher",
         "search.searcher",
         "search.trainable",

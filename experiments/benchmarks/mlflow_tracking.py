@@ -38,7 +38,7 @@ from ray import tune
 from sweep_overhead import make_inputs, make_space
 
 from pruning import Policy
-from search import sweep
+from search import driver
 from search.config import Tracking
 from search.inputs import Inputs, silent
 from search.launching import ray_session
@@ -86,9 +86,9 @@ def run_sweep(inputs: Inputs) -> tuple[list[TrialRecord], float]:
     """Return the trials of a sweep, and its seconds from the first trial's begin on."""
     experiment = inputs.experiment
     create_study(experiment.folder, experiment)
-    with patch.object(sweep, "train", report_slowly), redirect_stdout(io.StringIO()):
+    with patch.object(driver, "train", report_slowly), redirect_stdout(io.StringIO()):
         inputs, shared = share(inputs)
-        ended = sweep._launch(inputs, shared, make_space(inputs), experiment.folder, silent, live=True)
+        ended = driver._launch(inputs, shared, make_space(inputs), experiment.folder, silent, live=True)
     begins = [record.started for record in ended.records if record.started is not None]
     return ended.records, time.time() - min(begins)
 

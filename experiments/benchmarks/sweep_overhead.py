@@ -31,7 +31,7 @@ from rich.console import Console
 
 from pruning import CostModel, ImageData, ModelSpec, Policy, Recipe, build_model, find_groups
 from pruning.data import Pixels, TensorSplit
-from search import sweep
+from search import driver
 from search.config import Experiment, SearchSpace, Tracking
 from search.guide import guide_of
 from search.inputs import Baseline, Inputs, searched_groups, silent
@@ -136,9 +136,9 @@ def run_noop(arguments: argparse.Namespace, folder: Path) -> None:
     with ray_session(experiment, "local"):
         create_study(experiment.folder, experiment)
         began, busy = time.perf_counter(), time.process_time()
-        with patch.object(sweep, "train", report_at_once), redirect_stdout(io.StringIO()):  # one line each
+        with patch.object(driver, "train", report_at_once), redirect_stdout(io.StringIO()):  # one line each
             inputs, shared = share(inputs)
-            ended = sweep._launch(inputs, shared, make_space(inputs), experiment.folder, silent, live=True)
+            ended = driver._launch(inputs, shared, make_space(inputs), experiment.folder, silent, live=True)
         whole, busy = time.perf_counter() - began, time.process_time() - busy
     starts = [record.started for record in ended.records if record.started is not None][2 * arguments.jobs :]
     each = 1e3 * (starts[-1] - starts[0]) / (len(starts) - 1)

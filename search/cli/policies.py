@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from search.cli.arguments import ExperimentOrSweep, Settings, SweepFolder, refuse_to_overwrite, say, say_table
-from search.errors import SweepError
 
 if TYPE_CHECKING:
     from search.apply import Applied
@@ -34,22 +33,13 @@ def best(
 
     Example: prunesearch best sweeps/digits --max-macs 50% --output policy.json
     """
-    from search.pareto import Limits, pick, pick_knee
-    from search.sweep import load_sweep
+    from search.sweep import Sweep
 
-    if knee and trial is not None:
-        raise SweepError(f"--knee: expected no --trial beside it, got --trial {trial}")
     refuse_to_overwrite(output, force=force)
-    limits = Limits.parse(
-        max_macs=max_macs, max_params=max_params, max_latency_ms=max_latency_ms, min_accuracy=min_accuracy
-    )
-    found = load_sweep(sweep)
-    records = found.records if trial is None else [record for record in found.records if record.number == trial]
-    if trial is not None and not records:
-        raise SweepError(f"--trial {trial}: expected one of the sweep's {len(found.records)} trials, counted from 0")
-    choice = (pick_knee if knee else pick)(records, found.experiment.objectives, limits, found.baseline)
+    limits = {"max_macs": max_macs, "max_params": max_params, "max_latency_ms": max_latency_ms}
+    choice = Sweep.load(sweep).best(trial=trial, knee=knee, min_accuracy=min_accuracy, **limits)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(choice.record.policy.to_json(), encoding="utf-8")
+    output.write_text(choice.policy.to_json(), encoding="utf-8")
     say(choice.explanation)
     say(f"policy written to {output}")
 

@@ -45,7 +45,7 @@ def run(
     Example: prunesearch run experiments/digits.yaml --set search.trials=40 --set name=digits-40
     """
     from search.config import load_experiment
-    from search.sweep import run_sweep
+    from search.driver import run_sweep
 
     _finish(run_sweep(load_experiment(experiment, settings or ()), say=say, address=address, live=not plain))
 
@@ -56,7 +56,7 @@ def resume(sweep: SweepFolder, plain: Plain = False, address: Address = "local")
 
     Example: prunesearch resume sweeps/digits
     """
-    from search.sweep import resume_sweep
+    from search.driver import resume_sweep
 
     _finish(resume_sweep(sweep, say=say, address=address, live=not plain))
 
@@ -72,7 +72,7 @@ def extend(
 
     Example: prunesearch extend sweeps/digits --trials 20
     """
-    from search.sweep import extend_sweep
+    from search.driver import extend_sweep
 
     _finish(extend_sweep(sweep, trials, say=say, address=address, live=not plain))
 
@@ -98,11 +98,11 @@ def front(sweep: SweepFolder) -> None:
 
     Example: prunesearch front sweeps/digits
     """
-    from search.sweep import load_sweep, write_front
+    from search.sweep import Sweep
 
-    found = load_sweep(sweep)
+    found = Sweep.load(sweep)
     if found.records:
-        write_front(found, say)
+        found.draw(say)
     _finish(found)
 
 

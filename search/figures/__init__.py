@@ -2,6 +2,7 @@
 
 from search.figures.agreement import plot_agreement
 from search.figures.feature_maps import ImageMaps, plot_maps
+from search.figures.page import table_html
 from search.figures.report import FIGURES, FRONT, REPORT, TABLE, report_page, write_report
 from search.figures.sensitivity_curves import plot_sensitivity
 from search.figures.subject import Subject
@@ -21,6 +22,7 @@ __all__ = [
     "plot_maps",
     "plot_sensitivity",
     "report_page",
+    "table_html",
     "write_front_csv",
     "write_report",
 ]

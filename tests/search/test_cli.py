@@ -17,7 +17,7 @@ from search.pareto import knee
 from search.prepare import prepare, space_of
 from search.searcher import StudySearcher
 from search.study import create_study
-from search.sweep import load_sweep
+from search.sweep import Sweep
 from search.trial import run_trial
 
 HERE = Path(__file__).parent
@@ -142,8 +142,8 @@ def test_a_sweep_without_a_success_is_one_line_and_its_report_says_why(refused, 
         (["--max-macs", "half"], "max_macs: expected a number or a percentage"),
         (["--min-accuracy", "90"], "min_accuracy: expected 0 to 1"),
         (["--max-latency-ms", "5"], "no trial measured latency_ms"),
-        (["--trial", "7"], "--trial 7: expected one of the sweep's 3 trials, counted from 0"),
-        (["--knee", "--trial", "1"], "--knee: expected no --trial beside it, got --trial 1"),
+        (["--trial", "7"], "trial 7: expected one of the sweep's 3, counted from 0"),
+        (["--knee", "--trial", "1"], "knee: expected no trial beside it, got trial 1"),
         (["--knee", "--max-macs", "0.1%"], "no trial is within the limits"),
     ],
 )
@@ -166,7 +166,7 @@ def test_limits_that_no_trial_meets_are_one_line(refused, sweep, tmp_path, argum
 )
 def test_a_policy_that_does_not_fit_is_one_line(refused, sweep, tmp_path, change, reason):
     if isinstance(change, dict):
-        policy = load_sweep(sweep).records[0].policy.model_dump(mode="json")
+        policy = Sweep.load(sweep).records[0].policy.model_dump(mode="json")
         (tmp_path / "policy.json").write_text(json.dumps(policy | change))
     elif change is not None:
         (tmp_path / "policy.json").write_text(change)
@@ -175,7 +175,7 @@ def test_a_policy_that_does_not_fit_is_one_line(refused, sweep, tmp_path, change
 
 def test_nothing_is_overwritten(refused, sweep, tmp_path):
     policy, pruned = tmp_path / "policy.json", tmp_path / "pruned"
-    policy.write_text(load_sweep(sweep).records[0].policy.to_json())
+    policy.write_text(Sweep.load(sweep).records[0].policy.to_json())
     pruned.mkdir()
     assert "policy.json: exists; name another file with --output, or pass --force" in refused(
         "best", sweep, "-o", policy
@@ -289,8 +289,8 @@ def test_the_front_is_shown_and_drawn_and_says_what_comes_next(call, sweep):
     assert (code, complaint) == (0, "")
     lines = text.splitlines()
     assert lines[0].split()[:2] == ["trial", "accuracy"]
-    assert [line.split()[0] for line in lines[1 : 1 + len(load_sweep(sweep).front)]] == [
-        str(record.number) for record in load_sweep(sweep).front
+    assert [line.split()[0] for line in lines[1 : 1 + len(Sweep.load(sweep).front)]] == [
+        str(record.number) for record in Sweep.load(sweep).front
     ]
     assert {name for name in ("report.html", "front.png", "front.csv", "figures") if str(sweep / name) in text} == {
         path.name for path in sweep.iterdir() if path.suffix in (".html", ".png", ".csv") or path.name == "figures"
@@ -307,13 +307,13 @@ def test_the_best_trial_is_applied(call, sweep, tmp_path, monkeypatch):
     assert (code, complaint) == (0, "")
     assert "policy written to new/policy.json" in text
     policy = load_policy(tmp_path / "new" / "policy.json")
-    assert policy in [record.policy for record in load_sweep(sweep).records]
+    assert policy in [record.policy for record in Sweep.load(sweep).records]
 
     code, text, complaint = call("apply", "new/policy.json", sweep, "-o", "pruned", "--set", "latency.repeats=3")
     assert (code, complaint) == (0, "")
     loaded = load_pruned(tmp_path / "pruned")
     assert loaded.policy == policy
-    accuracy = evaluate(loaded.model, prepare(load_sweep(sweep).experiment).data.test).accuracy
+    accuracy = evaluate(loaded.model, prepare(Sweep.load(sweep).experiment).data.test).accuracy
     (row,) = [line.split() for line in text.splitlines() if line.startswith("accuracy ")]
     assert row[2] == f"{accuracy:.2%}"
     assert text.splitlines()[-1] == "pruned network written to pruned"
@@ -323,11 +323,11 @@ def test_one_trial_may_be_taken_and_the_output_replaced(call, sweep, tmp_path):
     output = tmp_path / "policy.json"
     for number in (0, 1):
         assert call("best", sweep, "--trial", number, "-o", output, "--force")[0] == 0
-        assert load_policy(output) == load_sweep(sweep).records[number].policy
+        assert load_policy(output) == Sweep.load(sweep).records[number].policy
 
 
 def test_the_knee_may_be_taken(call, sweep, tmp_path):
-    found = load_sweep(sweep)
+    found = Sweep.load(sweep)
     code, text, _ = call("best", sweep, "--knee", "-o", tmp_path / "policy.json")
     chosen = knee(found.front, found.experiment.objectives)
     assert code == 0

@@ -4,9 +4,10 @@ import pytest
 import tiny
 
 from search.config import load_experiment
+from search.driver import extend_sweep, resume_sweep, run_sweep
 from search.errors import SweepError
 from search.results import State
-from search.sweep import extend_sweep, load_sweep, resume_sweep, run_sweep
+from search.sweep import Sweep
 
 SEARCH = {"trials": 6, "concurrent": 1, "sampler": "tpe", "start": "papers", "surrogate": "sensitivity", "seed": 3}
 
@@ -66,4 +67,4 @@ def test_more_trials_go_on_from_a_finished_sweep(first):
     assert told(longer.records[:6]) == told(first.records)
     assert [record.state for record in longer.records] == [State.FINISHED] * 8
     assert load_experiment(first.folder).search.trials == 8
-    assert len(load_sweep(first.folder).records) == 8
+    assert len(Sweep.load(first.folder).records) == 8

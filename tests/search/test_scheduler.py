@@ -14,13 +14,13 @@ from optuna.trial import TrialState
 
 from pruning import CriterionSpec, ModelSpec, Policy, Recipe
 from search.config import load_experiment, parse_experiment
+from search.driver import resume_sweep, run_sweep
 from search.prepare import prepare, space_of
 from search.results import Metrics, State, TrialRecord
 from search.rungs import Rungs
 from search.scheduler import ParetoASHA, scheduler_of
 from search.searcher import StudySearcher
 from search.study import open_study
-from search.sweep import resume_sweep, run_sweep
 from search.trial import run_trial
 
 BASELINE = {"accuracy": 0.9, "macs": 1000, "params": 500}

@@ -16,12 +16,12 @@ from ray import cloudpickle, tune
 from pruning import CRITERIA, CriterionSpec, Policy, PruningError, Recipe, hash_weights, save_weights
 from search import rankings, sharing
 from search.counts import Counts, counting, read_events
+from search.driver import resume_sweep, run_sweep
 from search.errors import ExperimentError, SweepError
 from search.inputs import Inputs, ranking_key
 from search.prepare import build_subject, prepare, prepare_ahead, prepare_unranked
 from search.rankings import rank_all
 from search.sharing import rank_in_tasks, received, share
-from search.sweep import resume_sweep, run_sweep
 from search.trial import run_trial
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -205,7 +205,7 @@ def test_ctrl_c_ends_the_tasks(tmp_path):
     ],
 )
 def test_what_takes_no_images_is_refused_before_ray_starts(storage, monkeypatch, sections, reason):
-    monkeypatch.setattr("search.sweep.ray_session", lambda *_: 1 / 0)
+    monkeypatch.setattr("search.driver.ray_session", lambda *_: 1 / 0)
     if isinstance(budget := sections["search"].get("budget"), str):
         sections["search"]["budget"] = {"minimum": budget}
     with pytest.raises((ExperimentError, PruningError), match=reason):

@@ -15,10 +15,11 @@ from filelock import FileLock
 
 from pruning import build_model, save_weights
 from search import launching
+from search.driver import resume_sweep, run_sweep
 from search.errors import ExperimentError, SweepError
 from search.prepare import prepare
 from search.results import State
-from search.sweep import load_sweep, resume_sweep, run_sweep, summary, write_front
+from search.sweep import Sweep
 from search.trial import run_trial
 
 HERE = Path(__file__).parent
@@ -89,7 +90,7 @@ def test_the_front_is_what_no_trial_dominates(finished):
 
 
 def test_the_folder_holds_the_whole_sweep(finished):
-    found = load_sweep(finished.folder)
+    found = Sweep.load(finished.folder)
     assert found.records == finished.records
     assert found.experiment == finished.experiment
     assert found.baseline == finished.baseline == prepare(finished.experiment).baseline.to_dict()
@@ -105,12 +106,12 @@ def test_the_folder_holds_the_whole_sweep(finished):
 
 def test_the_front_can_be_written_again(finished):
     before = (finished.folder / "front.csv").read_text()
-    assert {path.exists() for path in write_front(load_sweep(finished.folder)).values()} == {True}
+    assert {path.exists() for path in Sweep.load(finished.folder).draw().values()} == {True}
     assert (finished.folder / "front.csv").read_text() == before
 
 
 def test_the_summary_says_what_came_out(finished):
-    text = summary(finished)
+    text = finished.summary
     assert text.startswith("6 trials: 6 finished. Baseline: ")
     assert len([line for line in text.splitlines() if line.startswith("| ")]) == 2 + len(finished.front)
 
@@ -137,7 +138,7 @@ def test_a_folder_without_a_whole_sweep_is_told(finished, tmp_path, missing):
     copy = shutil.copytree(finished.folder, tmp_path / "copy")
     (copy / missing).unlink()
     with pytest.raises(SweepError, match=rf"^sweep {copy}: expected .*{missing}"):
-        load_sweep(copy)
+        Sweep.load(copy)
     with pytest.raises(SweepError, match=r"^sweep .*: expected a sweep's folder"):
         resume_sweep(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
@@ -188,7 +189,7 @@ def test_a_sweep_without_a_success_is_told(storage):
     wild = tiny.experiment(storage, name="wild", recipe={"learning_rate": 1e30}, search={"trials": 2})
     with pytest.raises(SweepError, match=r"wild: no trial succeeded; 2 failed, the first with: epoch 1, .*finite loss"):
         run_sweep(wild, live=False)
-    assert [record.state for record in load_sweep(storage / "wild").records] == [State.FAILED] * 2
+    assert [record.state for record in Sweep.load(storage / "wild").records] == [State.FAILED] * 2
 
 
 def test_a_sweep_without_a_feasible_trial_is_told(storage):
@@ -221,7 +222,7 @@ def test_a_trial_whose_workers_die_too_often_fails_and_the_next_runs(storage, tm
     assert [metrics.epoch for metrics in ran.records[0].history] == [0, 1]
     assert "died" in ran.records[0].error
     assert "\n" not in ran.records[0].error
-    assert load_sweep(ran.folder).records == ran.records
+    assert Sweep.load(ran.folder).records == ran.records
 
 
 # ── what is refused before a folder is made ──────────────────────────────────────────────────────────────────────────
@@ -300,7 +301,7 @@ def alive(session):
 
 
 def ended_in(folder):
-    return sum(record.state is not State.RUNNING for record in load_sweep(folder).records)
+    return sum(record.state is not State.RUNNING for record in Sweep.load(folder).records)
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")

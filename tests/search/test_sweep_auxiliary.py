@@ -3,8 +3,8 @@
 import pytest
 import tiny
 
+from search.driver import run_sweep
 from search.prepare import prepare
-from search.sweep import run_sweep
 from search.trial import run_trial
 
 pytestmark = pytest.mark.usefixtures("local_ray")

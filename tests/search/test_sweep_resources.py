@@ -5,8 +5,8 @@ import json
 import pytest
 import tiny
 
+from search.driver import run_sweep
 from search.results import State
-from search.sweep import run_sweep
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

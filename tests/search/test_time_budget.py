@@ -18,6 +18,7 @@ from rich.console import Console
 from pruning import ModelSpec, Policy, Recipe
 from search import running_time
 from search.config import parse_experiment
+from search.driver import resume_sweep, run_sweep
 from search.errors import ExperimentError, SweepError
 from search.progress import LiveView
 from search.results import Metrics, State, TrialRecord
@@ -25,7 +26,7 @@ from search.running_time import RunningTime, running_seconds
 from search.searcher import StudySearcher
 from search.sections import written_duration
 from search.study import create_study
-from search.sweep import load_sweep, resume_sweep, run_sweep, summary
+from search.sweep import Sweep
 
 # ── how it is written ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -215,8 +216,8 @@ def test_time_ends_a_sweep_and_nothing_that_runs(ended):
     assert ran.front
     told = f"its time of 3s was up after {len(ran.records)} of 1000 trials"
     assert told in said
-    assert f"{len(ran.records)} trials: {len(ran.records)} finished; {told}. Baseline: " in summary(ran)
-    assert load_sweep(ran.folder) == ran
+    assert f"{len(ran.records)} trials: {len(ran.records)} finished; {told}. Baseline: " in ran.summary
+    assert Sweep.load(ran.folder) == ran
 
 
 def test_a_sweep_that_ended_by_its_time_is_finished(ended):
@@ -232,7 +233,7 @@ def test_a_sweep_whose_time_is_not_up_goes_on(ended, tmp_path):
     tree = yaml.safe_load((copy / "experiment.yaml").read_text())
     tree["search"] |= {"time_budget": "1h", "trials": len(ran.records) + 1}
     (copy / "experiment.yaml").write_text(yaml.safe_dump(tree))
-    assert not load_sweep(copy).is_finished
+    assert not Sweep.load(copy).is_finished
     resumed = resume_sweep(copy, live=False)
     assert len(resumed.records) == len(ran.records) + 1
     assert not resumed.time_is_up

@@ -6,10 +6,11 @@ import torch
 
 from pruning import CRITERIA, CriterionSpec, RankingError, StreamingCriterion
 from search import rankings
+from search.driver import run_sweep
 from search.prepare import prepare_unranked
 from search.rankings import rank_ahead, ranking_for
 from search.results import State
-from search.sweep import load_sweep, run_sweep
+from search.sweep import Sweep
 
 TOLD = "expected memory to rank, got: CUDA out of memory. Tried to allocate 2.00 GiB; fewer search.ranking_images"
 
@@ -64,4 +65,4 @@ def test_trials_train_in_parts_and_say_so_or_fail_in_one_line(tmp_path, most):
     assert {record.state for record in ran.records} == {State.FINISHED}
     assert {record.extra["note"] for record in ran.records} == {note}
     assert f"note: {note} (4 of 4 trials)" in said
-    assert load_sweep(ran.folder).records == ran.records
+    assert Sweep.load(ran.folder).records == ran.records

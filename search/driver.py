@@ -1,0 +1,232 @@
+"""Run a sweep, or take up an interrupted one: Tune launches, the study proposes, MLflow watches."""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from ray import tune
+
+from search.config import EXPERIMENT, Experiment
+from search.counts import Counts, Event, append_events, counting, counting_into, read_events
+from search.errors import SweepError, SweepInterruptedError
+from search.guide import guide_of
+from search.inputs import Inputs, Say, silent
+from search.launching import check_resources, ray_session
+from search.prepare import prepare_ahead, space_of
+from search.progress import LiveView
+from search.results import State
+from search.rules import check_start
+from search.running_time import running_seconds
+from search.scheduler import scheduler_of
+from search.searcher import StudySearcher
+from search.sharing import Shared, share
+from search.space import Space
+from search.starts import make_starts
+from search.study import Proposal, create_study, enqueue
+from search.sweep import BASELINE, WIDTHS, Sweep
+from search.tracking import Tracker
+from search.trainable import EVENTS, snapshot_of, train
+from search.watcher import Watcher
+
+TUNE, LOCK, SHARED = "tune", "sweep.lock", "shared.json"
+
+
+def run_sweep(experiment: Experiment, *, say: Say = silent, address: str = "local", live: bool = True) -> Sweep:
+    """Run a new sweep to its end.
+
+    Raises:
+        SweepError: the folder exists, there is no cluster at the address, or no trial succeeded.
+        SearchError, PruningError: something in the experiment does not exist or does not fit; no folder is made.
+    """
+    experiment = _portable(experiment)
+    folder = experiment.folder
+    if folder.exists():
+        raise SweepError(f"sweep {folder}: exists; resume it, or give the sweep another name with --set name=…")
+    check_resources(experiment, address)
+    check_start(experiment)  # refuses what is not there before anything is ranked
+    events: list[Event] = []
+    with counting(events.append), _prepared(experiment, address, say) as (inputs, shared):
+        space = space_of(inputs)
+        _create(folder, experiment, inputs, make_starts(experiment, space, say))
+        with _alone(folder):
+            append_events(folder / EVENTS, events)
+            return _launch(inputs, shared, space, folder, say, live=live)
+
+
+def resume_sweep(folder: Path, *, say: Say = silent, address: str = "local", live: bool = True) -> Sweep:
+    """Take up a sweep that was interrupted: finished trials stay, interrupted ones go on or start again.
+
+    Raises:
+        SweepError: no such sweep, one that is finished or running, or no cluster at the address.
+    """
+    Sweep.load(folder)  # refuses what is none before the lock is written there
+    with _alone(folder):
+        sweep = Sweep.load(folder)
+        ended = sum(record.state is not State.RUNNING for record in sweep.records)
+        if sweep.is_finished:
+            raise SweepError(f"sweep {folder}: finished, {sweep.ending}; add some with: {_more(folder)}")
+        say(f"resuming {folder}: {ended} of {sweep.experiment.search.trials} trials have ended")
+        return _go_on(sweep, say, address, live=live)
+
+
+def extend_sweep(folder: Path, trials: int, *, say: Say = silent, address: str = "local", live: bool = True) -> Sweep:
+    """Add trials to a sweep, finished or interrupted; what it has found steers them.
+
+    A time budget that is used up is lifted.
+
+    Raises:
+        SweepError: no such sweep, one that is running, fewer than one trial, or no cluster at the address.
+    """
+    if trials < 1:
+        raise SweepError(f"--trials: expected at least 1, got {trials}")
+    Sweep.load(folder)
+    with _alone(folder):
+        sweep = Sweep.load(folder)
+        search = sweep.experiment.search
+        budget = None if sweep.time_is_up else search.time_budget
+        longer = search.model_copy(update={"trials": search.trials + trials, "time_budget": budget})
+        experiment = sweep.experiment.model_copy(update={"search": longer})
+        draft = folder / f"{EXPERIMENT}.draft"
+        draft.write_text(experiment.to_yaml(), encoding="utf-8")
+        draft.replace(folder / EXPERIMENT)
+        say(f"extending {folder} from {search.trials} to {longer.trials} trials")
+        return _go_on(replace(sweep, experiment=experiment), say, address, live=live)
+
+
+def _go_on(sweep: Sweep, say: Say, address: str, *, live: bool) -> Sweep:
+    check_resources(sweep.experiment, address)
+    with counting_into(sweep.folder / EVENTS), _prepared(sweep.experiment, address, say) as (inputs, shared):
+        return _launch(inputs, shared, space_of(inputs), sweep.folder, say, live=live)
+
+
+def _more(folder: Path) -> str:
+    return f"prunesearch extend {shlex.quote(str(folder))} --trials 20"
+
+
+def _portable(experiment: Experiment) -> Experiment:
+    """Make paths absolute, so that the copy in the sweep's folder means the same."""
+    options = dict(experiment.data.options)
+    if isinstance(options.get("root"), str):
+        options["root"] = str(Path(options["root"]).resolve())
+    weights = None if experiment.weights is None else experiment.weights.resolve()
+    data = experiment.data.model_copy(update={"options": options})
+    search = experiment.search.with_start_paths(Path.resolve)
+    places = {"weights": weights, "storage": experiment.storage.resolve()}
+    return experiment.model_copy(update={**places, "data": data, "search": search})
+
+
+@contextmanager
+def _prepared(experiment: Experiment, address: str, say: Say) -> Iterator[tuple[Inputs, Shared]]:
+    """Make what trials share, for as long as Ray runs; what can be refused without Ray is refused before it starts."""
+    inputs = prepare_ahead(experiment, say)
+    with ray_session(experiment, address):
+        yield share(inputs, say)
+
+
+def _create(folder: Path, experiment: Experiment, inputs: Inputs, starts: Sequence[Proposal]) -> None:
+    folder.mkdir(parents=True)
+    study = create_study(folder, experiment)
+    for start in starts:
+        enqueue(study, start)
+    for name, values in ((BASELINE, inputs.baseline.to_dict()), (WIDTHS, inputs.groups.widths)):
+        (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    (folder / EXPERIMENT).write_text(experiment.to_yaml(), encoding="utf-8")  # last: it makes the folder a sweep's
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep a second driver away; the lock ends with the process that holds it."""
+    try:
+        lock = FileLock(folder / LOCK).acquire(timeout=0)
+    except Timeout:
+        raise SweepError(f"sweep {folder}: is running; another process holds {LOCK}") from None
+    with lock:
+        yield
+
+
+# ── launching ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _launch(inputs: Inputs, shared: Shared, space: Space, folder: Path, say: Say, *, live: bool) -> Sweep:
+    experiment, baseline = inputs.experiment, inputs.baseline.to_dict()
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        searcher = StudySearcher(folder, experiment, space, baseline, guide_of(inputs, space))
+    for note in notes:
+        say(f"note: {note.message}")
+    tracker = Tracker(folder, experiment)
+    view = LiveView(
+        experiment.search.trials, baseline, experiment.objectives, time_left=lambda: searcher.time.left, live=live
+    )
+    watcher = Watcher(
+        searcher, tracker, view, forget=lambda number: snapshot_of(folder, number).unlink(missing_ok=True)
+    )
+    with tracker:
+        tracker.start(baseline, inputs.groups.widths, inputs.facts)
+        with view, counting_into(folder / EVENTS):
+            _fit(_tuner(inputs, shared, folder, searcher, watcher))
+        seconds = running_seconds(searcher.study)
+        sweep = Sweep(experiment, folder, baseline, inputs.groups.widths, searcher.records(), seconds)
+        for note, trials in Counter(filter(None, (record.extra.get("note") for record in sweep.records))).items():
+            say(f"note: {note} ({trials} of {len(sweep.records)} trials)")
+        if sweep.records:
+            tracker.sweep_ended(sweep.summary, sweep.draw(say))
+    counts = Counts(read_events(folder / EVENTS))
+    (folder / SHARED).write_text(counts.to_json() + "\n", encoding="utf-8")
+    if searcher.exhausted and len(sweep.records) < experiment.search.trials:
+        say(f"note: the space has hardly another policy: {len(sweep.records)} of {experiment.search.trials} trials")
+    elif not sweep.is_finished:
+        again = f"prunesearch resume {shlex.quote(str(folder))}"
+        raise SweepInterruptedError(f"sweep {folder}: interrupted; go on with: {again}")
+    if sweep.time_is_up:
+        say(sweep.ending)
+    if not sweep.front:
+        raise SweepError(sweep.why_none)
+    say(f"shared work: {counts}")
+    if left := tracker.left:
+        send = f"prunesearch sync {shlex.quote(str(folder))}"
+        say(f"MLflow is not reachable: {left} entries wait in {folder}; send them with: {send}")
+    return sweep
+
+
+def _tuner(inputs: Inputs, shared: Shared, folder: Path, searcher: StudySearcher, watcher: tune.Callback) -> tune.Tuner:
+    resources, search = inputs.experiment.resources, inputs.experiment.search
+    place = {"cpu": resources.cpus, "gpu": resources.gpus, "memory": resources.memory_bytes}
+    trainable = tune.with_resources(tune.with_parameters(train, shared=shared), place)
+    storage = folder.resolve()
+    run = tune.RunConfig(
+        storage_path=str(storage),
+        name=_tune_folder(storage),
+        verbose=0,
+        callbacks=[watcher],
+        failure_config=tune.FailureConfig(max_failures=resources.retries),
+    )
+    how = tune.TuneConfig(
+        search_alg=searcher,
+        scheduler=scheduler_of(inputs.experiment, inputs.baseline.to_dict(), searcher.records()),
+        num_samples=search.trials,
+        max_concurrent_trials=search.concurrent,
+        reuse_actors=True,
+    )
+    return tune.Tuner(trainable, tune_config=how, run_config=run)
+
+
+def _tune_folder(storage: Path) -> str:
+    """Return a new name for Tune's files: the study knows what is left to do, Tune starts afresh."""
+    return next(name for name in (f"{TUNE}-{number}" for number in count(1)) if not (storage / name).exists())
+
+
+def _fit(tuner: tune.Tuner) -> None:
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():  # Tune's banner, which no setting turns off
+        warnings.simplefilter("ignore")
+        tuner.fit()
