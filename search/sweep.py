@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from pruning import Policy
 from search.apply import Applied, apply_policy
@@ -50,15 +50,14 @@ class Sweep:
 
     # ── making one ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    @classmethod
+    @staticmethod
     def run(
-        cls,
         experiment: Experiment | Path | str,
         settings: Mapping[str, Any] | None = None,
         *,
         say: Say = print,
         address: str = "local",
-    ) -> Self:
+    ) -> Sweep:
         """Run a new sweep to its end; see `search.driver.run_sweep`.
 
         Args:
@@ -77,10 +76,10 @@ class Sweep:
             experiment = load_experiment(Path(experiment), changes)
         elif settings:
             raise SweepError("settings: expected an experiment's file that they change, got an experiment")
-        return cls(**vars(run_sweep(experiment, say=say, address=address, live=False)))
+        return run_sweep(experiment, say=say, address=address, live=False)
 
     @classmethod
-    def load(cls, folder: Path | str) -> Self:
+    def load(cls, folder: Path | str) -> Sweep:
         """Read what a sweep's folder holds, finished or not.
 
         Raises:
@@ -96,11 +95,11 @@ class Sweep:
         seconds = running_seconds(open_study(folder, experiment)) if limited else 0.0
         return cls(experiment, folder, baseline, widths, load_records(folder, experiment), seconds)
 
-    def extend(self, trials: int, *, say: Say = print, address: str = "local") -> Self:
+    def extend(self, trials: int, *, say: Say = print, address: str = "local") -> Sweep:
         """Run some more trials and return the longer sweep; see `search.driver.extend_sweep`."""
         from search.driver import extend_sweep
 
-        return type(self)(**vars(extend_sweep(self.folder, trials, say=say, address=address, live=False)))
+        return extend_sweep(self.folder, trials, say=say, address=address, live=False)
 
     # ── what came out ────────────────────────────────────────────────────────────────────────────────────────────────
 
