@@ -34,15 +34,16 @@ class Replay:
     Args:
         inputs: the network of the table, and its baseline.
         table: as policy_table.py writes it.
+        epochs: how many of them are ever asked for.
         ahead: see `Bench` of sweep_efficiency.py.
     """
 
-    def __init__(self, inputs: Inputs, table: Path, ahead: float) -> None:
+    def __init__(self, inputs: Inputs, table: Path, epochs: int, ahead: float) -> None:
         self.inputs, self.ahead = inputs, ahead
         lines = gzip.decompress(table.read_bytes()).decode().splitlines()
         rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
         self._criteria = sorted({row["criterion"] for row in rows})
-        self._epochs = sum(name.startswith("accuracy@") for name in rows[0])
+        self._epochs = min(epochs + 1, sum(name.startswith("accuracy@") for name in rows[0]))
         features = np.array(
             [
                 self._features({n: int(row[n]) for n in inputs.searched}, row["criterion"], int(row["macs"]))

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 LOCK = "mlflow-outbox.lock"
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
+GATHER_S = 2.0  # lines that come soon after each other share MLflow's calls
 LOCK_PATIENCE_S = 30.0  # the thread of a sweep that was just left may be in its last call
 
 
@@ -186,6 +187,7 @@ class Tracker:
                     if last:
                         return
                     self._wake.wait()
+                    self._closing.wait(GATHER_S)
 
 
 def _delivery(folder: Path, uri: str) -> Delivery:
