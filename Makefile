@@ -13,12 +13,13 @@ BIN := .venv/bin
 READY := .venv/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test browser lint bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   a small search on this machine, from start to front"
 	@echo "make test   the tests; ARGS='-k budget' passes on to pytest, JOBS=8 runs as many at once"
+	@echo "make browser  the tests that look at pages in Chromium, the machine's own or one that Playwright fetches"
 	@echo "make lint   style, types and the direction of imports"
 	@echo "make bench  the measurements in experiments/benchmarks; BENCHMARKS=... runs some of them"
 	@echo "make clean  removes what the others made, sweeps excepted"
@@ -29,6 +30,11 @@ demo: $(READY)
 # A thread each: the tests' tensors are small, and the jobs share the cores. One file stays in one job with its Ray.
 test: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --benchmark-disable $(ARGS)
+
+browser: $(READY)
+	@$(PIP) --editable '.[browser]'
+	@command -v chromium >/dev/null || $(BIN)/python -m playwright install chromium
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser --benchmark-disable $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import LifecycleStage, Metric, Param, Run, RunTag, ViewType
+from mlflow.entities import Experiment, LifecycleStage, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
 from search.errors import SweepError
@@ -19,7 +20,16 @@ from search.tracking.place import artifact_folder, without_password
 
 SWEEP_TAG, TRIAL_TAG = "prunesearch.sweep_id", "prunesearch.trial"
 PARENT = "parent"
+VIEW = "prunesearch"
+"""What MLflow's page of the runs is asked for to show the columns that matter."""
+
 LONGEST_PARAM = 500
+WORKFLOW = "workflowType=machine_learning"
+"""In addresses: else MLflow's pages speak of prompts and traces."""
+
+_VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+_COLUMNS = ["metrics.`accuracy`", "metrics.`macs_share`", "metrics.`hypervolume`", "params.`criterion`"]
+_COLUMNS += ["tags.`state`", "tags.`front`"]
 _REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS"}
 
 
@@ -46,12 +56,22 @@ def experiment_named(client: MlflowClient, uri: str, name: str) -> str:
     Raises:
         SweepError: it was deleted in MLflow.
     """
+    view = json.dumps({"orderByKey": "attributes.start_time", "orderByAsc": False, "selectedColumns": _COLUMNS})
     known = client.get_experiment_by_name(name)
     if known is None:
-        return client.create_experiment(name, artifact_location=artifact_folder(uri))
+        tags = {"mlflow.experimentKind": "custom_model_development", _VIEW_TAG: view}
+        return client.create_experiment(name, artifact_location=artifact_folder(uri), tags=tags)
     if known.lifecycle_stage == LifecycleStage.DELETED:
         raise SweepError(f"MLflow's experiment '{name}' is deleted; restore it or remove it for good")
+    if _VIEW_TAG not in known.tags:
+        client.set_experiment_tag(known.experiment_id, _VIEW_TAG, view)
     return known.experiment_id
+
+
+def runs_page(experiment: Experiment) -> str:
+    """Return the place of an experiment's runs in MLflow's pages."""
+    view = f"&viewStateShareKey={VIEW}" if _VIEW_TAG in experiment.tags else ""
+    return f"/#/experiments/{experiment.experiment_id}/runs?{WORKFLOW}{view}"
 
 
 class Runs:
@@ -146,14 +166,15 @@ class Runs:
         """Mark a run as FINISHED, FAILED or KILLED at `time`, in milliseconds."""
         self._client.set_terminated(run_id, status, time)
 
-    def link(self, run_id: str) -> str:
-        """Return the address of a run in MLflow's pages."""
-        return f"{self._address}/#/experiments/{self.experiment_id}/runs/{run_id}".removeprefix("/")
+    def link(self, run_id: str, artifact: str = "") -> str:
+        """Return the address of a run, or of one of its artifacts, in MLflow's pages."""
+        place = f"/#/experiments/{self.experiment_id}/runs/{run_id}{'/artifacts/' if artifact else ''}{artifact}"
+        return f"{self._address}{place}?{WORKFLOW}".removeprefix("/")
 
     def compare_link(self, run_ids: Sequence[str]) -> str:
         """Return the address of the page that compares runs."""
         runs = ",".join(f"%22{run_id}%22" for run_id in run_ids)
-        place = f"/#/compare-runs?runs=%5B{runs}%5D&experiments=%5B%22{self.experiment_id}%22%5D"
+        place = f"/#/compare-runs?runs=%5B{runs}%5D&experiments=%5B%22{self.experiment_id}%22%5D&{WORKFLOW}"
         return f"{self._address}{place}".removeprefix("/")
 
 

@@ -54,8 +54,10 @@ def _page(uri: str) -> str:
     """Return the page of the runs; MLflow opens with another one."""
     from mlflow import MlflowClient
 
+    from search.tracking.runs import runs_page
+
     experiments = [found for found in MlflowClient(uri).search_experiments() if found.name != "Default"]
-    return f"/#/experiments/{experiments[0].experiment_id}/runs" if len(experiments) == 1 else "/#/experiments"
+    return runs_page(experiments[0]) if len(experiments) == 1 else "/#/experiments"
 
 
 def _as_interrupt(*_: object) -> NoReturn:

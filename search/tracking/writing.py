@@ -96,7 +96,7 @@ class Writing:
         members = front(list(self._ledger.records.values()), self._experiment.objectives)
         ids = {record.number: self._run(record, line["time"]) for record in members}
         self._tag_front(set(ids.values()))
-        self._runs.log(self._parent, tags={"mlflow.note.content": f"{line['summary']}\n{self._links(ids)}"})
+        self._runs.log(self._parent, tags={"mlflow.note.content": self._note(line, ids)})
 
     def _tag_front(self, run_ids: set[str]) -> None:
         """Mark the runs of the front, and those that were on it before the sweep was extended."""
@@ -105,13 +105,17 @@ class Writing:
         for run_id in sorted(run_ids):
             self._runs.log(run_id, tags={"front": "true"})
 
-    def _links(self, ids: Mapping[int, str]) -> str:
-        """Link to the runs of some trials, and to the page that compares them."""
-        ids = dict(list(ids.items())[:COMPARED])
-        if not ids:
-            return ""
-        trials = ", ".join(f"[trial {number}]({self._runs.link(run_id)})" for number, run_id in ids.items())
-        return f"[Compare the runs of the front]({self._runs.compare_link(list(ids.values()))}): {trials}\n"
+    def _note(self, line: Line, ids: Mapping[int, str]) -> str:
+        """Put links above the summary, for MLflow's page hides what comes after a few lines."""
+        links = []
+        if "report" in line["artifacts"]:
+            links.append(f"[Report with all pictures]({self._runs.link(self._parent, 'figures/report.html')})")
+        members = dict(list(ids.items())[:COMPARED])
+        if members:
+            links.append(f"[Compare the runs of the front]({self._runs.compare_link(list(members.values()))})")
+        runs = ", ".join(f"[trial {number}]({self._runs.link(run_id)})" for number, run_id in members.items())
+        parts = [" · ".join(links), line["summary"].strip(), f"Runs of the front: {runs}" if runs else ""]
+        return "\n\n".join(filter(None, parts)) + "\n"
 
     def _closed(self, line: Line) -> None:
         """End what has not ended: the driver left, whether all is done or not."""
