@@ -228,11 +228,9 @@ def test_the_parent_has_the_question_the_progress_and_the_outcome(storage):
     note, front = parent.data.tags["mlflow.note.content"], runs["trial-000 fpgm 48% MACs"].info.run_id
     assert note.startswith("[Compare the runs of the front](#/compare-runs")
     assert "\n\nThree trials.\n\n" in note
-    assert (
-        f"(#/compare-runs?runs=%5B%22{front}%22%5D&experiments=%5B%22{parent.info.experiment_id}%22%5D&workflowType=machine_learning)"
-        in note
-    )
-    assert f"[trial 0](#/experiments/{parent.info.experiment_id}/runs/{front}?workflowType=machine_learning)" in note
+    place, workflow = parent.info.experiment_id, "workflowType=machine_learning"
+    assert f"(#/compare-runs?runs=%5B%22{front}%22%5D&experiments=%5B%22{place}%22%5D&{workflow})" in note
+    assert f"[trial 0](#/experiments/{place}/runs/{front}?{workflow})" in note
     assert (storage / "mlflow-artifacts").is_dir()
 
 
