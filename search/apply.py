@@ -23,6 +23,7 @@ from search.prepare import prepare
 from search.results import Metrics
 from search.sections import AllocationSpec, AuxiliarySpace, SurrogateSpec, WidthSpace
 from search.trial import run_trial
+from search.units import percent
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +153,6 @@ def _tested(network: torch.nn.Module, inputs: Inputs) -> float:
 def _announce(policy: Policy, say: Say) -> Callable[[Metrics, Callable[[], dict[str, Any]]], None]:
     def announce(metrics: Metrics, _: Callable[[], dict[str, Any]]) -> None:
         step = f"epoch {metrics.epoch}/{policy.recipe.epochs}" if metrics.epoch else "cut and recalibrated"
-        say(f"  {step}: validation {metrics.accuracy:.2%}, loss {metrics.loss:.3f}")
+        say(f"  {step}: validation {percent(metrics.accuracy, 2)}, loss {metrics.loss:.3f}")
 
     return announce

@@ -12,6 +12,7 @@ import torch
 from pruning import LatencyModel, PruningError, measure_widths
 from search.cache import cache_of, key_of
 from search.inputs import Inputs, Say, silent
+from search.units import percent
 
 NETWORKS = 40
 
@@ -55,7 +56,7 @@ def with_latency_model(inputs: Inputs, say: Say = silent) -> Inputs:
         return model
 
     model = cache.once(cache.path("latencies", key_of(parts), ".json"), read, make)
-    say(f"latency model: median error {model.error:.1%}")
+    say(f"latency model: median error {percent(model.error)}")
     return replace(inputs, latency=model)
 
 

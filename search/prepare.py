@@ -40,6 +40,7 @@ from search.rankings import rank_all, rank_by_weights
 from search.sections import AllocationSpec
 from search.space import Space
 from search.trial import latency_ms
+from search.units import percent, short_count
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,7 @@ def train_baseline(experiment: Experiment, network: nn.Module, data: ImageData, 
     for epoch in fine_tune(network, data.train, recipe, device=device, seed=experiment.search.seed):
         if _worth_saying(epoch, recipe.epochs):
             accuracy = evaluate(network, data.val, device=device).accuracy
-            say(f"  epoch {epoch.epoch}/{recipe.epochs}: loss {epoch.loss:.3f}, validation {accuracy:.2%}")
+            say(f"  epoch {epoch.epoch}/{recipe.epochs}: loss {epoch.loss:.3f}, validation {percent(accuracy, 2)}")
 
 
 def _worth_saying(epoch: Epoch, epochs: int) -> bool:
@@ -238,4 +239,5 @@ def measure_baseline(experiment: Experiment, trained: Subject, cost: CostModel) 
 def describe_baseline(baseline: Baseline) -> str:
     """Return accuracy and cost in words."""
     latency = "" if baseline.latency_ms is None else f", {baseline.latency_ms:.2f} ms"
-    return f"{baseline.accuracy:.2%}, {baseline.macs / 1e6:.2f} M MACs, {baseline.params:,} parameters{latency}"
+    macs, params = short_count(baseline.macs), short_count(baseline.params)
+    return f"{percent(baseline.accuracy, 2)}, {macs} MACs, {params} parameters{latency}"

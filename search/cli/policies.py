@@ -74,13 +74,15 @@ def apply(
 
 
 def _say_tested(applied: Applied) -> None:
+    from search.units import percent
+
     before, after = applied.baseline, applied.pruned
     points = f"{100 * (after.accuracy - before.accuracy):+.2f} points"
-    faster = f"{after.latency_ms / before.latency_ms:.1%}"
+    faster = percent(after.latency_ms / before.latency_ms)
     rows = [
-        ["accuracy", f"{before.accuracy:.2%}", f"{after.accuracy:.2%}", points],
-        ["MACs", f"{before.macs:,}", f"{after.macs:,}", f"{after.macs / before.macs:.1%}"],
-        ["parameters", f"{before.params:,}", f"{after.params:,}", f"{after.params / before.params:.1%}"],
+        ["accuracy", percent(before.accuracy, 2), percent(after.accuracy, 2), points],
+        ["MACs", f"{before.macs:,}", f"{after.macs:,}", percent(after.macs / before.macs)],
+        ["parameters", f"{before.params:,}", f"{after.params:,}", percent(after.params / before.params)],
         ["latency (ms)", f"{before.latency_ms:.2f}", f"{after.latency_ms:.2f}", faster],
     ]
     say_table(["tested once", "baseline", "pruned", ""], rows)

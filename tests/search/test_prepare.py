@@ -111,7 +111,7 @@ def test_a_baseline_is_measured_on_validation_images_without_a_cut(storage):
     assert (inputs.baseline.accuracy, inputs.baseline.loss) == (quality.accuracy, quality.loss)
     assert (inputs.baseline.macs, inputs.baseline.params) == (inputs.cost.full.macs, inputs.cost.full.params)
     assert inputs.baseline.latency_ms > 0
-    assert " M MACs, 1,442 parameters, " in describe_baseline(inputs.baseline)
+    assert " k MACs, 1.44 k parameters, " in describe_baseline(inputs.baseline)
     assert prepare(tiny.experiment(storage)).baseline.latency_ms is None
 
 

@@ -25,6 +25,7 @@ from search import apply
 from search.apply import apply_policy, with_recipe
 from search.prepare import prepare
 from search.trial import run_trial
+from search.units import percent
 
 RECIPE = Recipe(epochs=2, batch_size=50, learning_rate=0.05)
 
@@ -104,7 +105,7 @@ def test_a_policy_is_applied_to_other_weights_of_its_network(call, experiment, w
     )
     network = tiny.network()
     load_weights(network, other)
-    assert f"{apply.evaluate(network, prepare(tiny.experiment(tmp_path)).data.test).accuracy:.2%}" in text
+    assert percent(apply.evaluate(network, prepare(tiny.experiment(tmp_path)).data.test).accuracy, 2) in text
 
 
 def test_a_transferred_policy_is_applied_to_the_other_network(call, experiment, written, storage, tmp_path):
