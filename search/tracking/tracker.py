@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 LOCK = "mlflow-outbox.lock"
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
-GATHER_S = 2.0  # lines that come soon after each other share MLflow's calls
+GATHER_S = 5.0  # lines that come soon after each other share MLflow's calls
 LOCK_PATIENCE_S = 30.0  # the thread of a sweep that was just left may be in its last call
 
 

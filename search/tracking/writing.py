@@ -16,6 +16,9 @@ from search.tracking.ledger import Ledger, record_from_json
 from search.tracking.outbox import Line
 from search.tracking.runs import Runs
 
+CURVES = ("accuracy", "loss", "seconds")
+"""Metrics that have a point for every epoch; the others get one when they change, as costs hardly do."""
+
 COMPARED = 40
 """Runs in the link that compares the front's; the address of more would be too long."""
 
@@ -164,17 +167,26 @@ class Writing:
         news = {it.epoch: (it, time) for it, time in measurements if self._ledger.is_new(record.number, it)}
         if not news:
             return
-        points = [
-            (name, value, time, epoch)
-            for epoch, (metrics, time) in news.items()
-            for name, value in (metrics.to_dict() | self._shares(metrics)).items()
-            if name != "epoch"
-        ]
+        known = self._ledger.measured.get(record.number, {})
+        written = self._values(known[max(known)]) if known else {}
+        points = []
+        for epoch, (metrics, time) in news.items():
+            values = self._values(metrics)
+            points += [
+                (name, value, time, epoch)
+                for name, value in values.items()
+                if name in CURVES or written.get(name) != value
+            ]
+            written = values
         metrics, time = next(iter(news.values()))
         run_id = self._run(record, time)
         self._runs.log(run_id, metrics=points)
-        if not self._ledger.measured.get(record.number):
+        if not known:
             self._runs.rename(run_id, self._name(record, metrics))
+
+    def _values(self, metrics: Metrics) -> dict[str, float]:
+        """Return a measurement by the names under which MLflow shows it."""
+        return {name: value for name, value in metrics.to_dict().items() if name != "epoch"} | self._shares(metrics)
 
     def _shares(self, metrics: Metrics) -> dict[str, float]:
         """Return what is left of each cost of the baseline, as parts of it: `macs_share` and so on."""
