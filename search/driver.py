@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import json
 import shlex
+import shutil
+import uuid
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from ray import tune
@@ -51,7 +54,7 @@ def run_sweep(experiment: Experiment, *, say: Say = silent, address: str = "loca
     experiment = _portable(experiment)
     folder = experiment.folder
     if folder.exists():
-        raise SweepError(f"sweep {folder}: exists; resume it, or give the sweep another name with --set name=…")
+        raise _taken(folder)
     check_resources(experiment, address)
     check_start(experiment)  # refuses what is not there before anything is ranked
     events: list[Event] = []
@@ -61,6 +64,42 @@ def run_sweep(experiment: Experiment, *, say: Say = silent, address: str = "loca
         with _alone(folder):
             append_events(folder / EVENTS, events)
             return _launch(inputs, shared, space, folder, say, live=live)
+
+
+def run_or_resume(experiment: Experiment, *, say: Say = silent, address: str = "local", live: bool = True) -> Sweep:
+    """Take up the sweep that an experiment was run as, or run it: for jobs that are started again after a failure.
+
+    A sweep that is finished is returned as it is.
+
+    Raises:
+        SweepError: the sweep in the experiment's folder was asked something else; see `run_sweep` and `resume_sweep`.
+    """
+    experiment = _portable(experiment)
+    folder = experiment.folder
+    if not (folder / EXPERIMENT).is_file():
+        return run_sweep(experiment, say=say, address=address, live=live)
+    sweep = Sweep.load(folder)
+    asked = sweep.experiment.search.trials  # more, if it was extended since
+    trials = experiment.search.model_copy(update={"trials": max(asked, experiment.search.trials)})
+    if places := _differences(sweep.experiment, experiment.model_copy(update={"search": trials})):
+        raise SweepError(f"sweep {folder}: was run with another {', '.join(places)}; give this one another name")
+    if sweep.is_finished:
+        say(f"{folder} is finished: {sweep.ending}")
+        return sweep
+    return resume_sweep(folder, say=say, address=address, live=live)
+
+
+def _differences(one: Experiment, other: Experiment) -> list[str]:
+    """Return the places at which two experiments differ, `search.seed` and the like."""
+    parts = [_flat(experiment.model_dump(mode="json")) for experiment in (one, other)]
+    return [place for place in parts[0] | parts[1] if parts[0].get(place) != parts[1].get(place)]
+
+
+def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found |= _flat(value, f"{above}{name}.") if isinstance(value, dict) and value else {above + name: value}
+    return found
 
 
 def resume_sweep(folder: Path, *, say: Say = silent, address: str = "local", live: bool = True) -> Sweep:
@@ -134,13 +173,29 @@ def _prepared(experiment: Experiment, address: str, say: Say) -> Iterator[tuple[
 
 
 def _create(folder: Path, experiment: Experiment, inputs: Inputs, starts: Sequence[Proposal]) -> None:
-    folder.mkdir(parents=True)
-    study = create_study(folder, experiment)
-    for start in starts:
-        enqueue(study, start)
-    for name, values in ((BASELINE, inputs.baseline.to_dict()), (WIDTHS, inputs.groups.widths)):
-        (folder / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    (folder / EXPERIMENT).write_text(experiment.to_yaml(), encoding="utf-8")  # last: it makes the folder a sweep's
+    """Make the folder of a sweep; it is there whole, or not at all.
+
+    Raises:
+        SweepError: another process was faster.
+    """
+    draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.draft")
+    try:
+        study = create_study(draft, experiment)
+        for start in starts:
+            enqueue(study, start)
+        for name, values in ((BASELINE, inputs.baseline.to_dict()), (WIDTHS, inputs.groups.widths)):
+            (draft / name).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        (draft / EXPERIMENT).write_text(experiment.to_yaml(), encoding="utf-8")
+        try:
+            draft.rename(folder)
+        except OSError:
+            raise _taken(folder) from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _taken(folder: Path) -> SweepError:
+    return SweepError(f"sweep {folder}: exists; resume it, or give the sweep another name with --set name=…")
 
 
 @contextmanager

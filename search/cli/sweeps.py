@@ -38,16 +38,23 @@ def baseline(experiment: ExperimentFile, settings: Settings = None) -> None:
 
 @commands.command()
 def run(
-    experiment: ExperimentFile, settings: Settings = None, plain: Plain = False, address: Address = "local"
+    experiment: ExperimentFile,
+    settings: Settings = None,
+    plain: Plain = False,
+    address: Address = "local",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the sweep if it was run before: for jobs that are retried.")
+    ] = False,
 ) -> None:
     """Run a new sweep: trials in parallel, a live view, the front at the end.
 
     Example: prunesearch run experiments/digits.yaml --set search.trials=40 --set name=digits-40
     """
     from search.config import load_experiment
-    from search.driver import run_sweep
+    from search.driver import run_or_resume, run_sweep
 
-    _finish(run_sweep(load_experiment(experiment, settings or ()), say=say, address=address, live=not plain))
+    start = run_or_resume if resume else run_sweep
+    _finish(start(load_experiment(experiment, settings or ()), say=say, address=address, live=not plain))
 
 
 @commands.command()

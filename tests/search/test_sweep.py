@@ -14,11 +14,12 @@ import yaml
 from filelock import FileLock
 
 from pruning import build_model, save_weights
-from search import launching
-from search.driver import resume_sweep, run_sweep
+from search import driver, launching
+from search.driver import resume_sweep, run_or_resume, run_sweep
 from search.errors import ExperimentError, SweepError
 from search.prepare import prepare
 from search.results import State
+from search.study import Proposal
 from search.sweep import Sweep
 from search.trial import run_trial
 
@@ -126,6 +127,35 @@ def test_a_sweep_is_not_run_over_another_and_a_finished_one_not_resumed(finished
     with pytest.raises(SweepError, match=r"^sweep .*tiny: finished, all 6 trials have ended"):
         resume_sweep(finished.folder)
     assert content() == before
+
+
+def test_a_job_that_is_started_again_goes_on_where_it_was(tmp_path):
+    asked, said = tiny.experiment(tmp_path, search={"trials": 2}), []
+    first = run_or_resume(asked, live=False)
+    assert len(first.records) == 2
+    before = tiny.files(first.folder)
+    assert run_or_resume(asked, say=said.append, live=False).records == first.records
+    assert said == [f"{first.folder} is finished: all 2 trials have ended"]
+    assert tiny.files(first.folder) == before
+
+    add_trials(first.folder, 1)  # a sweep that was extended, and interrupted then
+    assert run_or_resume(asked, live=False).records[:2] == first.records
+    assert len(Sweep.load(first.folder).records) == 3
+
+    other = tiny.experiment(tmp_path, search={"trials": 2, "seed": 9}, objectives=["accuracy", "params"])
+    with pytest.raises(SweepError, match=r"tiny: was run with another objectives, search.seed; give this one another"):
+        run_or_resume(other)
+
+
+def test_a_sweep_that_ends_while_its_folder_is_made_leaves_none(tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(driver, "make_starts", lambda *_: [Proposal("here", {}, {})])
+    monkeypatch.setattr(driver, "enqueue", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(tiny.experiment(tmp_path))
+    assert not [path for path in tmp_path.iterdir() if "tiny" in path.name]
 
 
 def test_two_drivers_do_not_share_a_sweep(finished):
