@@ -9,16 +9,21 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import ray
 import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from search.config import Experiment
 from search.errors import ExperimentError, SweepError
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Where the libraries that compute on a CPU look for the number of their threads."""
+
+NODE_PATIENCE_S = 120
+"""How long a node may take to start a worker and look for files."""
 
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """Where a container's limit of memory stands."""
@@ -47,8 +52,8 @@ def ray_session(experiment: Experiment, address: str) -> Iterator[None]:
             options["_memory"] = machine_memory()
     try:
         ray.init(address=address, **options)
-    except (ConnectionError, ValueError) as error:
-        raise SweepError(f"--address {address}: expected a Ray cluster, got: {error}") from None
+    except (ConnectionError, ValueError, ray.exceptions.AuthenticationError) as error:
+        raise SweepError(f"--address {address}: {_why_not_joined(error)}") from None
     try:
         yield
     finally:
@@ -60,12 +65,14 @@ def check_resources(experiment: Experiment, address: str) -> None:
 
     Raises:
         ExperimentError: more of a resource than this machine has.
-        SweepError: no cluster at the address.
+        SweepError: no cluster at the address, or one whose nodes do not all see the files that trials need.
     """
     if ray.is_initialized():
         return
     if address != "local":
         _check_address(address)
+        with ray_session(experiment, address):
+            check_places(experiment)
         return
     asked = experiment.resources
     limits: list[tuple[str, float, float]] = [
@@ -79,6 +86,12 @@ def check_resources(experiment: Experiment, address: str) -> None:
             raise ExperimentError(f"resources.{name}: expected at most {there:g} on this machine, got {value:g}")
 
 
+def _why_not_joined(error: Exception) -> str:
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    hint = "; a cluster with a token takes those with RAY_AUTH_MODE=token and its RAY_AUTH_TOKEN"
+    return f"expected a Ray cluster, got: {reason}{hint}"
+
+
 def _check_address(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():
@@ -87,6 +100,39 @@ def _check_address(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
         raise SweepError(f"--address {address}: expected a Ray cluster, got: {error}") from None
+
+
+def check_places(experiment: Experiment) -> None:
+    """Refuse a cluster with a node that does not see the experiment's storage, images or weights at the same place.
+
+    Nodes that join later are not asked; a trial there fails with the name of what it lacks.
+
+    Raises:
+        SweepError: names the place and the node.
+    """
+    storage = experiment.storage.resolve()
+    storage.mkdir(parents=True, exist_ok=True)
+    needed = [Path(place).resolve() for place in (experiment.data.options.get("root"), experiment.weights) if place]
+    with NamedTemporaryFile(prefix=".seen-by-all-", dir=storage) as token:  # another folder of that name has it not
+        places = {token.name: storage, **{str(place): place for place in needed if place.exists()}}
+        nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+        asked = [_missing.options(scheduling_strategy=place).remote(list(places)) for place in there]
+        for node, answer in zip((node["NodeManagerAddress"] for node in nodes), asked, strict=True):
+            try:
+                missing = ray.get(answer, timeout=NODE_PATIENCE_S)
+            except ray.exceptions.RayError as error:
+                raise SweepError(f"node {node}: does not answer: {' '.join(str(error).split())[:200]}") from None
+            if missing:
+                raise SweepError(
+                    f"node {node}: does not see {places[missing[0]]}; on several machines storage, images and weights "
+                    "have to be where all of them see them"
+                )
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _missing(places: list[str]) -> list[str]:
+    return [place for place in places if not Path(place).exists()]
 
 
 def _cpus(experiment: Experiment) -> int:
