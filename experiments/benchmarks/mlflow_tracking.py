@@ -57,11 +57,14 @@ SECONDS = "PRUNESEARCH_EPOCH_SECONDS"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(required=True)
-    for name, run, trials, epochs in (("curves", run_curves, 200, 20), ("outage", run_outage, 60, 10)):
+    for name, run, trials, epochs, seconds in (
+        ("curves", run_curves, 200, 20, 1.0),
+        ("outage", run_outage, 60, 10, 0.25),
+    ):
         part = parts.add_parser(name)
         part.add_argument("--trials", type=int, default=trials)
         part.add_argument("--epochs", type=int, default=epochs)
-        part.add_argument("--seconds", type=float, default=0.25, help="of an epoch")
+        part.add_argument("--seconds", type=float, default=seconds, help="of an epoch")
         part.add_argument("--jobs", type=int, default=2, help="trials at a time")
         part.set_defaults(run=run, sampler="random", mlflow=True, surrogate=False)
     arguments = parser.parse_args()
@@ -164,7 +167,8 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         artifacts = ["--serve-artifacts", "--artifacts-destination", str(folder / "artifacts")]
-        self._command = [*ui_command(f"sqlite:///{folder / 'server.db'}", port), *artifacts]
+        polite = ["nice", "-n", "19"]  # it stands for another machine: its start must not slow the trials of this one
+        self._command = [*polite, *ui_command(f"sqlite:///{folder / 'server.db'}", port), *artifacts]
         self.uri = f"http://127.0.0.1:{port}"
         self._process: subprocess.Popen[bytes] | None = None
 
