@@ -10,6 +10,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "clusters"
+FILES = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*") if path.is_file() and path.name != ".env")
 MARK = re.compile(r"<CHANGE-ME:([a-z]+)>")
 EXAMPLES = {
     "ami": "ami-0123456789abcdef0",
@@ -51,11 +52,10 @@ def documents_of(name: str) -> list[dict[str, Any]]:
 
 
 def changed(tree: Any, path: str, value: Any) -> Any:
-    """The tree with another value at `a.0.b`; the path may end in a key that is not there."""
+    """The tree with another value at `a.0.b`; the last key need not be there."""
     key, _, rest = path.partition(".")
     if isinstance(tree, list):
-        return [changed(item, rest, value) if str(at) == key and rest else value if str(at) == key else item
-                for at, item in enumerate(tree)]
+        return [changed(item, rest, value) if str(at) == key else item for at, item in enumerate(tree)]
     return tree | {key: changed(tree[key], rest, value) if rest else value}
 
 

@@ -1,4 +1,4 @@
-"""Check objects of Kubernetes against its own API, as the Kubernetes client has it: unknown and missing fields, types."""
+"""Check objects of Kubernetes against its API, as the Kubernetes client has it: unknown and missing fields, types."""
 
 from __future__ import annotations
 

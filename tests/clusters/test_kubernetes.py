@@ -109,6 +109,11 @@ def test_the_job_can_be_created_again_and_takes_its_cluster_along():
     assert set(job["metadata"]) == {"generateName"}
 
 
+def test_the_sweeps_own_process_gets_a_gpu():
+    """It measures the uncut network on the device of the trials."""
+    assert ray_document("kubernetes/rayjob.yaml")["spec"]["entrypointNumGpus"] == 1
+
+
 # ── what is Kubernetes' own ──────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -121,11 +126,21 @@ def test_kubernetes_takes_the_file(name):
     ("kind", "path", "value", "fault"),
     [
         ("Deployment", "spec.replica", 1, "spec.replica: Extra inputs are not permitted"),
-        ("Deployment", "spec.template.spec.containers.0.startupProbe.httpGet.prt", 1, "prt: Extra inputs are not permitted"),
+        (
+            "Deployment",
+            "spec.template.spec.containers.0.startupProbe.httpGet.prt",
+            1,
+            "prt: Extra inputs are not permitted",
+        ),
         ("Deployment", "spec.replicas", "1", "spec.replicas: Input should be a valid integer"),
         ("Deployment", "spec.selector", None, "spec.selector: Input should be a valid dictionary"),
         ("Service", "spec.ports.0.port", "x", "ports.0.port: Input should be a valid integer"),
-        ("StatefulSet", "spec.volumeClaimTemplates.0.spec.accessModes", "ReadWriteOnce", "accessModes: Input should be a valid list"),
+        (
+            "StatefulSet",
+            "spec.volumeClaimTemplates.0.spec.accessModes",
+            "RWO",
+            "accessModes: Input should be a valid list",
+        ),
         ("NetworkPolicy", "spec.ingress.0.form", [], "spec.ingress.0.form: Extra inputs are not permitted"),
     ],
 )
@@ -145,31 +160,29 @@ def test_no_container_runs_as_root_or_can_become_it(name):
     for document in documents_of(name):
         for pod, container in containers_of(document):
             assert pod["securityContext"]["runAsNonRoot"] is True
-            assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+            rights = container["securityContext"]
+            assert rights == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
-def test_services_policies_and_probes_meet_the_pods():
-    documents = documents_of(MLFLOW)
-    pods = {
-        document["metadata"]["name"]: document["spec"]["template"]
-        for document in documents
-        if document["kind"] in ("Deployment", "StatefulSet")
-    }
-    for document in documents:
-        spec = document["spec"]
-        labels = {"Service": spec.get("selector"), "NetworkPolicy": spec.get("podSelector", {}).get("matchLabels")}
-        if document["kind"] in labels:
-            template = pods[document["metadata"]["name"]]
-            assert labels[document["kind"]] == template["metadata"]["labels"]
-            (port,) = template["spec"]["containers"][0]["ports"]
-            if document["kind"] == "Service":
-                assert [(each["port"], each["targetPort"]) for each in spec["ports"]] == [(port["containerPort"], port["name"])]
-                assert "type" not in spec  # ClusterIP: nothing outside the cluster reaches it
-            else:
-                assert [each["port"] for rule in spec["ingress"] for each in rule["ports"]] == [port["containerPort"]]
-    (server,) = pods["mlflow"]["spec"]["containers"]
+def test_services_and_policies_meet_their_pods():
+    named = {(document["kind"], document["metadata"]["name"]): document["spec"] for document in documents_of(MLFLOW)}
+    for kind, name in (("Deployment", "mlflow"), ("StatefulSet", "mlflow-database")):
+        template = named[kind, name]["template"]
+        service, policy = named["Service", name], named["NetworkPolicy", name]
+        assert service["selector"] == policy["podSelector"]["matchLabels"] == template["metadata"]["labels"]
+        (port,) = template["spec"]["containers"][0]["ports"]
+        (door,), (rule,) = service["ports"], policy["ingress"]
+        assert (door["port"], door["targetPort"]) == (port["containerPort"], port["name"])
+        assert rule["ports"] == [{"port": port["containerPort"]}]
+        assert "type" not in service  # ClusterIP: nothing outside the cluster reaches it
+
+
+def test_mlflow_finds_its_database_and_is_asked_how_it_does():
+    deployment, *_ = documents_of(MLFLOW)
+    (server,) = deployment["spec"]["template"]["spec"]["containers"]
     assert {"name": "PGHOST", "value": "mlflow-database"} in server["env"]
-    assert {server[probe]["httpGet"]["path"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")} == {"/health"}
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert server[probe]["httpGet"] == {"path": "/health", "port": "http"}
 
 
 def test_passwords_come_from_a_secret_that_is_not_in_the_file():

@@ -1,9 +1,7 @@
 """What a user has to fill in is marked in one way, and says what it is."""
 
 import pytest
-from cluster_files import EXAMPLES, FOLDER, MARK
-
-FILES = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*") if path.is_file() and path.name != ".env")
+from cluster_files import EXAMPLES, FILES, MARK, text_of
 
 
 def unexplained(text):
@@ -15,7 +13,7 @@ def unexplained(text):
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_marked_value_is_explained_in_a_comment(name):
-    assert not unexplained((FOLDER / name).read_text(encoding="utf-8"))
+    assert not unexplained(text_of(name))
 
 
 @pytest.mark.parametrize("text", ["image: <CHANGE-ME:image>", "#SBATCH --partition=<CHANGE-ME:partition>"])
@@ -25,10 +23,10 @@ def test_a_mark_without_a_comment_is_found(text):
 
 @pytest.mark.parametrize("name", FILES)
 def test_marks_have_one_form(name):
-    text = (FOLDER / name).read_text(encoding="utf-8")
+    text = text_of(name)
     assert text.count("CHANGE-ME") == len(MARK.findall(text)) or name == "README.md"
 
 
 def test_every_mark_has_an_example_and_every_example_a_mark():
-    marks = {mark for name in FILES for mark in MARK.findall((FOLDER / name).read_text(encoding="utf-8"))}
+    marks = {mark for name in FILES for mark in MARK.findall(text_of(name))}
     assert marks == set(EXAMPLES)

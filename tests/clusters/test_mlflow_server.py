@@ -22,7 +22,7 @@ class UnsetError(Exception):
 
 
 def substituted(text, given):
-    """The text as Compose reads it: `${A:-default}` and `${A:?message}` by what is set; another form is none of ours."""
+    """The text as Compose reads it: `${A:-default}` and `${A:?message}` by what is set; other forms are not used."""
 
     def value(match):
         name, form, other = match.groups()
@@ -67,10 +67,9 @@ def server_command(document):
 
 def unknown_flags(flags, help_text):
     """Flags that MLflow does not have, and choices that it does not offer."""
-    known = dict(re.findall(r"^  (?:-\w, )?(--[a-z-]+)(?: / --[a-z-]+)? *(\[[\w|-]+\])?", help_text, flags=re.MULTILINE))
-    return [
-        flag for flag, value in flags.items() if flag not in known or (known[flag] and value not in known[flag][1:-1].split("|"))
-    ]
+    option = re.compile(r"^  (?:-\w, )?(--[a-z-]+)(?: / --[a-z-]+)? *(?:\[([\w|-]+)\])?", re.MULTILINE)
+    choices = {flag: told.split("|") if told else None for flag, told in option.findall(help_text)}
+    return [flag for flag, value in flags.items() if flag not in choices or value not in (choices[flag] or [value])]
 
 
 # ── Compose ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -108,8 +107,8 @@ def test_no_password_has_a_default_and_none_is_written():
     defaults = {name for name, form, _ in VARIABLE.findall(text) if form == "-"}
     assert defaults == {"MLFLOW_BIND", "MLFLOW_ALLOWED_HOSTS"}
     for service in yaml.safe_load(text)["services"].values():
-        secret = {name: value for name, value in service["environment"].items() if re.search("PASS|SECRET", name)} if "environment" in service else {}
-        assert all(VARIABLE.fullmatch(value) for value in secret.values()), secret
+        for name, value in service["environment"].items():
+            assert VARIABLE.fullmatch(value) or not re.search("PASS|SECRET", name), name
     auth = ConfigParser()
     auth.read_string(text_of("mlflow/auth.ini"))
     assert "admin_password" not in auth["mlflow"]
@@ -117,7 +116,8 @@ def test_no_password_has_a_default_and_none_is_written():
 
 
 def test_only_this_machine_reaches_it_unless_told():
-    assert [port for service in composed()["services"].values() for port in service.get("ports", ())] == ["127.0.0.1:5000:5000"]
+    doors = [port for service in composed()["services"].values() for port in service.get("ports", ())]
+    assert doors == ["127.0.0.1:5000:5000"]
     assert composed(MLFLOW_BIND="10.0.0.4")["services"]["mlflow"]["ports"] == ["10.0.0.4:5000:5000"]
 
 
@@ -137,7 +137,8 @@ def test_services_wait_for_each_other_and_keep_their_data(compose):
 def test_the_names_that_the_services_tell_each_other_agree(compose):
     services = compose["services"]
     server, database, store = (services[name]["environment"] for name in ("mlflow", "database", "store"))
-    assert (server["PGHOST"], server["PGUSER"], server["PGDATABASE"]) == ("database", database["POSTGRES_USER"], database["POSTGRES_DB"])
+    assert server["PGHOST"] == "database"
+    assert (server["PGUSER"], server["PGDATABASE"]) == (database["POSTGRES_USER"], database["POSTGRES_DB"])
     assert server["PGPASSWORD"] == database["POSTGRES_PASSWORD"]
     assert {key: server[key] for key in store} == store
     assert server["MLFLOW_S3_ENDPOINT_URL"] == "http://store:8333"

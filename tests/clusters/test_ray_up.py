@@ -1,6 +1,9 @@
 """Ray takes the files for `ray up`; trials go to the workers, and nothing listens to the world."""
 
+import os
 import shlex
+import subprocess
+import sys
 
 import click
 import pytest
@@ -87,6 +90,21 @@ def test_the_dashboard_listens_to_the_head_alone_and_the_token_travels(name):
     assert head["autoscaling_config"] == "~/ray_bootstrap_config.yaml"
     assert worker["address"] == f"$RAY_HEAD_IP:{head['port']}"
     assert config["file_mounts"] == {"~/.ray/auth_token": "~/.ray/auth_token"}
+
+
+ASKED = "from ray._private.authentication import authentication_token_setup as setup;"
+ASKED += "setup.ensure_token_if_auth_enabled(None, create_token_if_missing=False)"  # what `ray start` does first
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_ray_does_not_start_without_the_token_that_the_image_asks_for(tmp_path, there):
+    if there:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray/auth_token").write_text("0123456789abcdef0123456789abcdef")
+    told = {**os.environ, "HOME": str(tmp_path), "RAY_AUTH_MODE": "token"}
+    done = subprocess.run([sys.executable, "-c", ASKED], env=told, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) is there, done.stderr
+    assert there or "AuthenticationError" in done.stderr
 
 
 def test_an_option_that_ray_start_does_not_have_is_refused():

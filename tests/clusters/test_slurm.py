@@ -68,7 +68,8 @@ def what_slurm_starts(folder):
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     (folder / "slurm.sh").write_text(filled(text_of("slurm.sh")))
-    slurm = {"SLURM_JOB_ID": "31234", "SLURM_JOB_NODELIST": "a[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_PER_TASK": "7"}
+    told = {"JOB_ID": 31234, "JOB_NODELIST": "a[1-2]", "JOB_NUM_NODES": 2, "CPUS_PER_TASK": 7}
+    slurm = {f"SLURM_{name}": str(value) for name, value in told.items()}
     job = subprocess.run(
         ["bash", folder / "slurm.sh", "mine.yaml", "/shared/sweeps", "mine"],
         env={**slurm, "PATH": f"{folder}:{BIN}:/usr/bin:/bin", "HOME": str(folder)},
@@ -88,8 +89,9 @@ def test_the_job_starts_ray_on_all_machines_and_the_sweep_on_the_first(tmp_path)
     given = run.make_context(None, [*options, "--", *sweep]).params
     assert (given["address"], given["min_nodes"]) == ("10.0.0.1:21234", 2)
     assert options == ["--address", given["address"], "--min-nodes", "2", "--num-cpus=7"]
-    assert start.make_context("start", options[-1:]).params["num_cpus"] == 7  # what it does not know goes to `ray start`
-    assert sweep == ["bash", "clusters/run-or-resume.sh", "mine.yaml", "/shared/sweeps", "mine", "--address", given["address"]]
+    assert start.make_context("start", options[-1:]).params["num_cpus"] == 7  # the rest is for `ray start`
+    assert sweep[:2] == ["bash", "clusters/run-or-resume.sh"]
+    assert sweep[2:] == ["mine.yaml", "/shared/sweeps", "mine", "--address", given["address"]]
 
 
 def test_the_job_makes_a_token_that_others_cannot_guess(tmp_path):

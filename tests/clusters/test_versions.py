@@ -4,15 +4,15 @@ import re
 import tomllib
 
 import pytest
-from cluster_files import FOLDER, ROOT, text_of
+from cluster_files import FILES, ROOT, text_of
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 CONSTRAINTS = (ROOT / "constraints.txt").read_text(encoding="utf-8")
-PINNED = {canonicalize_name(name): version for name, version in re.findall(r"^([\w.-]+)==(\S+)$", CONSTRAINTS, re.MULTILINE)}
+PINS = re.findall(r"^([\w.-]+)==(\S+)$", CONSTRAINTS, re.MULTILINE)
+PINNED = {canonicalize_name(name): version for name, version in PINS}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-FILES = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*") if path.is_file() and path.name != ".env")
 REQUIREMENTS = [name for name in FILES if name.endswith("requirements.txt")]
 
 # How files name a version, and whose it is.
@@ -26,7 +26,8 @@ PYTHON = re.compile(r"\bpython:(\d+\.\d+)|\bPython ≥? ?(\d+\.\d+)|\bpy(3\d+)\b
 
 def disagreeing(text):
     """Versions in a text that are not those of constraints.txt; `3.17` agrees with `3.17.2`."""
-    told = [(name, next(filter(None, found.groups()))) for name, form in FORMS.items() for found in re.finditer(form, text)]
+    found = [(name, match) for name, form in FORMS.items() for match in re.finditer(form, text)]
+    told = [(name, next(filter(None, match.groups()))) for name, match in found]
     return [(name, version) for name, version in told if not f"{PINNED[name]}.".startswith(f"{version}.")]
 
 
