@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A sweep on Slurm: a Ray node on each machine of the job, the sweep's own process on the first. From the checkout:
 #
-#     sbatch clusters/slurm.sh experiments/resnet56-cifar10.yaml /shared/sweeps resnet56-cifar10
+#     sbatch clusters/slurm.sh experiments/resnet56-cifar10.yaml /shared/sweeps
 #
 # Submitted again, or requeued after a preemption, it goes on with the sweep. The machines are the job's alone:
 # at its end Ray stops every Ray process of yours on them.
@@ -21,8 +21,8 @@
 #SBATCH --output=%x-%j.log
 set -euo pipefail
 
-if (($# != 3)); then
-    echo "expected: sbatch clusters/slurm.sh EXPERIMENT STORAGE NAME, got $# arguments" >&2
+if (($# != 2)); then
+    echo "expected: sbatch clusters/slurm.sh EXPERIMENT STORAGE, got $# arguments" >&2
     exit 2
 fi
 # <CHANGE-ME:environment>: where prunesearch and ray[default] are installed, on a file system that all machines see.
@@ -41,4 +41,4 @@ address=${address%% *}:$((20000 + SLURM_JOB_ID % 10000)) # two jobs do not meet 
 
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --cpus-per-task="$SLURM_CPUS_PER_TASK" \
     ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" --num-cpus="$SLURM_CPUS_PER_TASK" -- \
-    bash clusters/run-or-resume.sh "$1" "$2" "$3" --address "$address"
+    prunesearch run "$1" --set "storage=$2" --resume --plain --address "$address"

@@ -250,7 +250,8 @@ def _launch(inputs: Inputs, shared: Shared, space: Space, folder: Path, say: Say
     say(f"shared work: {counts}")
     if left := tracker.left:
         send = f"prunesearch sync {shlex.quote(str(folder))}"
-        say(f"MLflow is not reachable: {left} entries wait in {folder}; send them with: {send}")
+        reason = tracker.problem or "it is slow"
+        say(f"MLflow: {reason}; {left} entries wait in {folder}; send them with: {send}")
     return sweep
 
 

@@ -24,7 +24,6 @@ EXAMPLES = {
     "image": "registry.example.org/prunesearch:1",
     "key": "~/.ssh/id_ed25519",
     "memory": "28Gi",
-    "name": "mine",
     "nfs": "10.0.0.2:/sweeps",
     "operator": "kuberay",
     "partition": "gpu",

@@ -105,7 +105,7 @@ def test_job_and_cluster_describe_the_same_cluster():
 def test_the_job_can_be_created_again_and_takes_its_cluster_along():
     job = ray_document("kubernetes/rayjob.yaml")
     assert job["spec"]["shutdownAfterJobFinishes"] is True
-    assert job["spec"]["entrypoint"].startswith("run-or-resume.sh ")
+    assert job["spec"]["entrypoint"].startswith("prunesearch run ")
     assert set(job["metadata"]) == {"generateName"}
 
 

@@ -58,7 +58,7 @@ def test_every_command_exists_with_its_options(path):
 
 def test_the_readme_shows_commands_of_all_kinds():
     commands = [words[0] for words in typed((FOLDER / "README.md").read_text(encoding="utf-8"))]
-    assert {"ray", "kubectl", "docker", "sbatch", "run-or-resume.sh"} <= set(commands)
+    assert {"ray", "kubectl", "docker", "sbatch", "prunesearch"} <= set(commands)
     assert commands.count("ray") >= 7
 
 

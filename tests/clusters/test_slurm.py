@@ -7,11 +7,10 @@ from pathlib import Path
 
 import click
 import pytest
-from cluster_files import FOLDER, filled, text_of
+from cluster_files import filled, text_of
 from ray.scripts.scripts import cli
 
 BIN = Path(sys.executable).parent
-SCRIPTS = ("slurm.sh", "run-or-resume.sh")
 
 
 def faults(script):
@@ -23,22 +22,20 @@ def faults(script):
     return run.stdout
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_shellcheck_finds_nothing(name):
-    assert not faults(filled(text_of(name)))
+def test_shellcheck_finds_nothing():
+    assert not faults(filled(text_of("slurm.sh")))
 
 
 @pytest.mark.parametrize(
-    ("name", "there", "instead", "fault"),
+    ("there", "instead", "fault"),
     [
-        ("slurm.sh", '--cpus-per-task="$SLURM_CPUS_PER_TASK" ', "--cpus-per-task=$SLURM_CPUS_PER_TASK ", "SC2086"),
-        ("slurm.sh", "mapfile -t machines", "mapfile -t machine", "SC2154"),
-        ("run-or-resume.sh", "name ]]; then", "name ]]", "SC1"),
-        ("run-or-resume.sh", '"$@"', "$@", "SC2068"),
+        ('--cpus-per-task="$SLURM_CPUS_PER_TASK" ', "--cpus-per-task=$SLURM_CPUS_PER_TASK ", "SC2086"),
+        ("mapfile -t machines", "mapfile -t machine", "SC2154"),
+        ("!= 2)); then", "!= 2))", "SC1"),
     ],
 )
-def test_shellcheck_finds_what_is_broken(name, there, instead, fault):
-    text = filled(text_of(name))
+def test_shellcheck_finds_what_is_broken(there, instead, fault):
+    text = filled(text_of("slurm.sh"))
     assert there in text
     assert fault in faults(text.replace(there, instead))
 
@@ -71,7 +68,7 @@ def what_slurm_starts(folder):
     told = {"JOB_ID": 31234, "JOB_NODELIST": "a[1-2]", "JOB_NUM_NODES": 2, "CPUS_PER_TASK": 7}
     slurm = {f"SLURM_{name}": str(value) for name, value in told.items()}
     job = subprocess.run(
-        ["bash", folder / "slurm.sh", "mine.yaml", "/shared/sweeps", "mine"],
+        ["bash", folder / "slurm.sh", "mine.yaml", "/shared/sweeps"],
         env={**slurm, "PATH": f"{folder}:{BIN}:/usr/bin:/bin", "HOME": str(folder)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -90,8 +87,8 @@ def test_the_job_starts_ray_on_all_machines_and_the_sweep_on_the_first(tmp_path)
     assert (given["address"], given["min_nodes"]) == ("10.0.0.1:21234", 2)
     assert options == ["--address", given["address"], "--min-nodes", "2", "--num-cpus=7"]
     assert start.make_context("start", options[-1:]).params["num_cpus"] == 7  # the rest is for `ray start`
-    assert sweep[:2] == ["bash", "clusters/run-or-resume.sh"]
-    assert sweep[2:] == ["mine.yaml", "/shared/sweeps", "mine", "--address", given["address"]]
+    asked = ["--set", "storage=/shared/sweeps", "--resume", "--plain", "--address", given["address"]]
+    assert sweep == ["prunesearch", "run", "mine.yaml", *asked]
 
 
 def test_the_job_makes_a_token_that_others_cannot_guess(tmp_path):
@@ -100,32 +97,3 @@ def test_the_job_makes_a_token_that_others_cannot_guess(tmp_path):
     what_slurm_starts(tmp_path)
     assert len(first) >= 32
     assert (tmp_path / ".ray/auth_token").read_text() == first
-
-
-# ── run-or-resume.sh, run ────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def run_or_resume(*arguments):
-    command = ["bash", FOLDER / "run-or-resume.sh", *map(str, arguments)]
-    path = {"PATH": f"{BIN}:/usr/bin:/bin", "HOME": str(Path.home())}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=path)
-
-
-def test_a_sweep_that_is_not_there_is_run(tmp_path):
-    done = run_or_resume(tmp_path / "mine.yaml", tmp_path, "mine", "--address", "auto")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "mine.yaml" in done.stderr  # what `run` misses
-
-
-def test_a_sweep_that_is_there_is_resumed(tmp_path):
-    (tmp_path / "mine").mkdir()
-    done = run_or_resume(tmp_path / "mine.yaml", tmp_path, "mine", "--address", "auto")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert str(tmp_path / "mine") in done.stderr  # what `resume` misses: the folder is no sweep's
-    assert "mine.yaml" not in done.stderr
-
-
-def test_too_few_arguments_are_refused(tmp_path):
-    done = run_or_resume(tmp_path / "mine.yaml")
-    assert done.returncode == 2
-    assert "expected: run-or-resume.sh EXPERIMENT STORAGE NAME" in done.stderr
