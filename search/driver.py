@@ -32,7 +32,7 @@ from search.rules import check_start
 from search.running_time import running_seconds
 from search.scheduler import scheduler_of
 from search.searcher import StudySearcher
-from search.sharing import Shared, share
+from search.sharing import Shared, prepare_in_task, share
 from search.space import Space
 from search.starts import make_starts
 from search.study import Proposal, create_study, enqueue
@@ -166,10 +166,18 @@ def _portable(experiment: Experiment) -> Experiment:
 
 @contextmanager
 def _prepared(experiment: Experiment, address: str, say: Say) -> Iterator[tuple[Inputs, Shared]]:
-    """Make what trials share, for as long as Ray runs; what can be refused without Ray is refused before it starts."""
-    inputs = prepare_ahead(experiment, say)
-    with ray_session(experiment, address):
-        yield share(inputs, say)
+    """Make what trials share, for as long as Ray runs.
+
+    On this machine what can be refused without Ray is refused before it starts; on a cluster the machines that run
+    trials do it.
+    """
+    if address == "local":
+        inputs = prepare_ahead(experiment, say)
+        with ray_session(experiment, address):
+            yield share(inputs, say)
+    else:
+        with ray_session(experiment, address):
+            yield share(prepare_in_task(experiment, say), say)
 
 
 def _create(folder: Path, experiment: Experiment, inputs: Inputs, starts: Sequence[Proposal]) -> None:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from queue import SimpleQueue
 from typing import Any
 
 import ray
+import torch
 
 from pruning import CRITERIA, PruningError, Ranking, StreamingCriterion
+from search.config import Experiment, Resources
 from search.counts import Event, counting, note
 from search.errors import SearchError, SweepError
 from search.inputs import Inputs, Say, ranking_key, silent
+from search.prepare import prepare_ahead
 from search.rankings import (
     Wanted,
     curves_of,
@@ -84,6 +89,72 @@ def received(shared: Shared) -> Inputs:
     return _last[1]
 
 
+# ── inputs ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def prepare_in_task(experiment: Experiment, say: Say = silent) -> Inputs:
+    """Return what `prepare_ahead` returns, made by a task with a trial's resources: a cluster's head may have no GPU.
+
+    Raises:
+        SearchError, PruningError: as for `prepare_ahead`.
+        SweepError: the task's process died.
+    """
+    place = _place(experiment.resources)
+    task = ray.remote(**place, max_retries=experiment.resources.retries, num_returns="streaming")(_preparing)
+    stream: Any = task.remote(experiment)
+    found: Inputs | None = None
+    try:
+        for reference in stream:
+            answer = ray.get(reference)
+            if isinstance(answer, str):
+                say(answer)
+            elif isinstance(answer, Exception):
+                raise answer
+            else:
+                found, events = answer
+                _note(events)
+    except ray.exceptions.RayTaskError:  # a bug, with its traceback
+        raise
+    except ray.exceptions.RayError as error:
+        raise SweepError(f"preparing: {_first_line(error)}") from None
+    assert found is not None  # the last answer, or an error
+    return found
+
+
+def _preparing(experiment: Experiment) -> Iterator[str | Exception | tuple[Inputs, list[Event]]]:
+    """Yield the lines that preparing says, when it says them; then what it gives."""
+    take_share(experiment.resources)
+    lines: SimpleQueue[str | None] = SimpleQueue()
+    events = list[Event]()
+
+    def work() -> Inputs:
+        with counting(events.append):
+            return prepare_ahead(experiment, lines.put)
+
+    with ThreadPoolExecutor(1) as pool:
+        prepared = pool.submit(work)
+        prepared.add_done_callback(lambda _: lines.put(None))
+        while (line := lines.get()) is not None:
+            yield line
+        try:
+            yield prepared.result(), events
+        except (PruningError, SearchError) as error:
+            yield error
+
+
+def _place(resources: Resources) -> dict[str, Any]:
+    return {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "memory": resources.memory_bytes}
+
+
+def _note(events: Iterable[Event]) -> None:
+    for kind, key, made in events:
+        note(kind, key, made=made)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 # ── rankings ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -100,7 +171,8 @@ class _Answer:
 def rank_in_tasks(inputs: Inputs, unranked: ray.ObjectRef[Any], say: Say = silent) -> dict[str, Ranking]:
     """Return what `rank_all` returns; what is missing is ranked in tasks, as many at once as there are resources for.
 
-    One that is missing alone is made here. A task gets the resources of a trial.
+    One that is missing alone is made here, unless it takes a GPU and there is none. A task gets the resources of a
+    trial.
 
     Args:
         inputs: what is ranked, with the rankings that are there already.
@@ -114,19 +186,18 @@ def rank_in_tasks(inputs: Inputs, unranked: ray.ObjectRef[Any], say: Say = silen
     wanted = wanted_ahead(inputs)
     known = {key: found for key, one in wanted.items() if (found := known_ranking(inputs, *one)) is not None}
     jobs = _jobs(inputs, {key: one for key, one in wanted.items() if key not in known})
-    if len(jobs) < 2:
+    here = inputs.device == "cpu" or torch.cuda.is_available()
+    if len(jobs) < (2 if here else 1):
         return rank_all(replace(inputs, rankings=known), say)
-    say(f"ranking channels in {len(jobs)} tasks")
+    say(f"ranking channels in {len(jobs)} task{'' if len(jobs) == 1 else 's'}")
     resources = inputs.experiment.resources
-    place: dict[str, Any] = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "memory": resources.memory_bytes}
-    task = ray.remote(**place, max_retries=resources.retries)(_attempt)
+    task = ray.remote(**_place(resources), max_retries=resources.retries)(_attempt)
     with _ended_by_error({task.remote(unranked, job): job for job in jobs}) as running:
         for number, answer in enumerate(_answers(running), start=1):
             for line in answer.said:
                 say(line)
             say(f"  [{number}/{len(jobs)}] {answer.seconds:.1f} s")
-            for kind, key, made in answer.events:
-                note(kind, key, made=made)
+            _note(answer.events)
             known |= answer.rankings
     return {key: known[key] if key in known else ranking_for(inputs, *one, say) for key, one in wanted.items()}
 
@@ -180,8 +251,7 @@ def _answers(running: dict[ray.ObjectRef[Any], Job]) -> Iterator[_Answer]:
             raise
         except ray.exceptions.RayError as error:
             names = ", ".join(criterion.name for criterion, _ in job.wanted)
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise SweepError(f"ranking by {names}: {reason}") from None
+            raise SweepError(f"ranking by {names}: {_first_line(error)}") from None
         if isinstance(answer, Exception):
             raise answer
         yield answer

@@ -110,6 +110,9 @@ def test_a_sweep_runs_on_both_nodes(cluster, environment):
     _, place = cluster
     done = run(tiny.experiment(place / "shared", search={"trials": 6}), cluster, environment)
     assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()  # of the preparation, too, which a node makes
+    assert [line[:9] for line in lines[2:10]] == ["training ", *(f"  epoch {n}" for n in range(1, 7)), "baseline:"]
+    assert "1 ranking made" in done.stdout
     sweep = Sweep.load(place / "shared" / "tiny")
     assert [record.state for record in sweep.records] == [State.FINISHED] * 6
 
