@@ -21,7 +21,7 @@ from search.errors import ExperimentError, SweepError
 from search.inputs import Inputs, ranking_key
 from search.prepare import build_subject, prepare, prepare_ahead, prepare_unranked
 from search.rankings import rank_all
-from search.sharing import rank_in_tasks, received, share
+from search.sharing import prepare_in_task, rank_in_tasks, received, share
 from search.trial import run_trial
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -119,6 +119,29 @@ def test_curves_are_measured_in_parts_as_here_in_one_piece(baseline, storage, tm
     assert len(counts.made("rankings")) == 2  # the base and its own
     (here,) = rank_all(in_own_cache(inputs, tmp_path / "here")).values()
     assert hash_of(here) == hash_of(whole)
+
+
+def test_preparing_in_a_task_gives_what_preparing_here_gives_and_says_it_meanwhile(tmp_path):
+    folders, said = [tmp_path / "there", tmp_path / "here"], {}
+    counts = Counts()
+    with counting(counts.events.append):
+        there = prepare_in_task(experiment(folders[0]), said.setdefault("there", []).append)
+    here = prepare_ahead(experiment(folders[1]), said.setdefault("here", []).append)
+    assert said["there"] == said["here"]
+    assert there.baseline == here.baseline
+    assert hash_weights(there.weights) == hash_weights(here.weights)
+    assert [hash_of(found) for found in there.rankings.values()] == [hash_of(found) for found in here.rankings.values()]
+    assert len(counts.made("rankings")) == 1
+
+
+def test_a_mistake_that_shows_in_a_task_is_the_same_line(tmp_path):
+    asked = experiment(tmp_path, search={"budget": {"minimum": "0.1%", "maximum": "0.2%"}})
+    lines = []
+    for prepared in (prepare_ahead, prepare_in_task):
+        with pytest.raises(ExperimentError) as refusal:
+            prepared(asked)
+        lines.append(str(refusal.value))
+    assert lines[0] == lines[1]
 
 
 def test_a_ranking_that_is_missing_alone_is_made_without_a_task(baseline, storage, monkeypatch):
