@@ -109,9 +109,14 @@ def test_the_job_can_be_created_again_and_takes_its_cluster_along():
     assert set(job["metadata"]) == {"generateName"}
 
 
-def test_the_sweeps_own_process_gets_a_gpu():
-    """It measures the uncut network on the device of the trials."""
-    assert ray_document("kubernetes/rayjob.yaml")["spec"]["entrypointNumGpus"] == 1
+@pytest.mark.parametrize("name", ["kubernetes/rayjob.yaml", "kubernetes/raycluster.yaml"])
+def test_mlflows_password_is_where_the_sweeps_own_process_runs_and_nowhere_else(name):
+    spec = ray_document(name)["spec"]
+    spec = spec.get("rayClusterSpec", spec)
+    (head,) = spec["headGroupSpec"]["template"]["spec"]["containers"]
+    assert head["envFrom"] == [{"secretRef": {"name": "prunesearch-tracking", "optional": True}}]
+    for group in spec["workerGroupSpecs"]:
+        assert all("envFrom" not in container for container in group["template"]["spec"]["containers"])
 
 
 # ── what is Kubernetes' own ──────────────────────────────────────────────────────────────────────────────────────────
