@@ -18,7 +18,6 @@ from pruning import (
     build_model,
     find_groups,
     load_data,
-    load_pruned,
 )
 from search import export
 from search.errors import SearchError
@@ -45,7 +44,7 @@ def test_the_files_lie_beside_the_network_and_are_it(call, tmp_path):
     assert (code, complaint) == (0, "")
     images = torch.randn(4, *tiny.IMAGE_SHAPE, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        expected = load_pruned(folder).model(images)
+        expected = tiny.load_cut(folder).model(images)
     (found,) = onnxruntime.InferenceSession(folder / "network.onnx").run(None, {"images": images.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(torch.export.load(folder / "network.pt2").module()(images), expected)
@@ -182,7 +181,7 @@ def widths_of(network):
     ],
 )
 def test_widths_are_rounded_up_to_what_groups_may_have(tmp_path, widths, rounded):
-    network = export._rounded(load_pruned(tiny.save_cut(tmp_path / "pruned", widths)))
+    network = export._rounded(tiny.load_cut(tiny.save_cut(tmp_path / "pruned", widths)))
     assert (None if network is None else widths_of(network)) == rounded
 
 
