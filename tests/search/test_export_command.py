@@ -40,7 +40,7 @@ def rows(text):
 
 def test_the_files_lie_beside_the_network_and_are_it(call, tmp_path):
     folder = tiny.save_cut(tmp_path / "pruned")
-    code, text, complaint = call("export", folder, "--batch", "1,3", "--repeats", 2)
+    code, text, complaint = call("export", folder, *tiny.TRUST, "--batch", "1,3", "--repeats", 2)
     assert (code, complaint) == (0, "")
     images = torch.randn(4, *tiny.IMAGE_SHAPE, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -78,9 +78,11 @@ def test_settings_choose_the_images(call, refused, saved, file, tmp_path):
 def test_nothing_is_overwritten_unless_that_is_wanted(call, refused, tmp_path):
     folder = tiny.save_cut(tmp_path / "pruned")
     (folder / "network.pt2").write_text("mine")
-    assert "network.pt2: exists; name another folder, or force it" in refused("export", folder, "--repeats", 1)
+    assert "network.pt2: exists; name another folder, or force it" in refused(
+        "export", folder, "--repeats", 1, *tiny.TRUST
+    )
     assert (folder / "network.pt2").read_text() == "mine"
-    assert call("export", folder, "--repeats", 1, "--format", "pt2", "--batch", 1, "--force")[0] == 0
+    assert call("export", folder, *tiny.TRUST, "--repeats", 1, "--format", "pt2", "--batch", 1, "--force")[0] == 0
     assert (folder / "network.pt2").read_bytes()[:2] == b"PK"
 
 
@@ -97,7 +99,7 @@ def test_nothing_is_overwritten_unless_that_is_wanted(call, refused, tmp_path):
     ],
 )
 def test_a_mistake_is_one_line(refused, saved, tmp_path, arguments, reason):
-    assert reason in refused("export", saved, "-o", tmp_path / "out", *arguments)
+    assert reason in refused("export", saved, *tiny.TRUST, "-o", tmp_path / "out", *arguments)
 
 
 def test_a_folder_without_a_pruned_network_is_one_line(refused, tmp_path):
@@ -111,7 +113,7 @@ def test_a_folder_without_a_pruned_network_is_one_line(refused, tmp_path):
 
 def test_a_network_that_no_graph_can_be_is_one_line(refused, tmp_path):
     folder = tiny.save_cut(tmp_path / "pruned", model="tiny:choosy")
-    complaint = refused("export", folder)
+    complaint = refused("export", folder, *tiny.TRUST)
     assert "Choosy: what it does depends on values of its input at tiny.py:" in complaint
     assert "use torch.where" in complaint
 

@@ -211,6 +211,24 @@ def add_pickle(folder):
     (folder / "data" / "pickle_module_info.txt").write_text("pickle")
 
 
+def add_code(folder):
+    """A module that MLflow would import for the name of the pickle module."""
+    add_pickle(folder)
+    (folder / "code").mkdir()
+    (folder / "code" / "of_a_stranger.py").write_text("import os; os.environ['RAN'] = 'yes'")
+    (folder / "data" / "pickle_module_info.txt").write_text("of_a_stranger")
+    about = folder / "MLmodel"
+    about.write_text(about.read_text().replace("code: null", "code: code").replace("code: ''", "code: code"))
+
+
+def add_link(folder):
+    (folder / "more").symlink_to("/etc/hostname")
+
+
+def add_file(folder):
+    (folder / "pruned" / "setup.py").write_text("")
+
+
 DAMAGES = {
     "pruned/weights.safetensors is changed": swap_weights,
     "pruned/kept.json is missing": lambda folder: (folder / "pruned" / "kept.json").unlink(),
@@ -239,7 +257,10 @@ def resign(store, folder):
     ("damage", "reason"),
     [
         (swap_weights, r"net/1: the logged program: differs from the network by "),
-        (add_pickle, r"net/1: Deserializing model using pickle is disallowed"),
+        (add_pickle, r"net/1: expected model.pt2 in data, got others: model.pth, pickle_module_info.txt"),
+        (add_code, r"net/1: expected a network without code, got one with some"),
+        (add_link, r"^MLflow at sqlite:.* failures occurred while downloading"),
+        (add_file, r"in pruned, got others: setup.py"),
     ],
 )
 def test_even_with_right_hashes_the_program_has_to_give_what_the_network_gives(
@@ -249,8 +270,10 @@ def test_even_with_right_hashes_the_program_has_to_give_what_the_network_gives(
     damage(artifacts(new_store))
     resign(new_store, artifacts(new_store))
     monkeypatch.setenv(PICKLES, "true")  # whatever else the user reads
+    monkeypatch.delenv("RAN", raising=False)
     with pytest.raises(RegistryError, match=reason):
         fetch("net/1", tmp_path / "again", new_store)
+    assert "RAN" not in os.environ
     assert not (tmp_path / "again").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["all sweeps"]
 
@@ -351,7 +374,7 @@ def test_a_folder_without_a_pruned_network_is_one_line(refused, tmp_path):
 
 def test_a_network_that_no_graph_can_be_leaves_no_trace_in_the_registry(new_store, tmp_path, call):
     folder = save_cut(tmp_path / "pruned", model="tiny:choosy")
-    code, _, complaint = call("register", folder, "net", "--uri", new_store.uri)
+    code, _, complaint = call("register", folder, "net", *tiny.TRUST, "--uri", new_store.uri)
     assert (code, complaint.count("\n")) == (2, 1)
     assert "error: Choosy: what it does depends on values of its input" in complaint
     client = client_of(new_store)
@@ -397,7 +420,7 @@ def forbidding():
 @pytest.mark.parametrize("command", [("register", "net"), ("fetch", "net/1")])
 def test_a_server_that_is_away_or_refuses_is_one_line(refused, saved, tmp_path, forbidding, command):
     name, argument = command
-    asked = [name, saved, argument] if name == "register" else [name, argument, "-o", tmp_path / "again"]
+    asked = [name, saved, argument, *tiny.TRUST] if name == "register" else [name, argument, "-o", tmp_path / "again"]
     complaint = refused(*asked, "--uri", forbidding)
     assert "error code 403" in complaint
     assert "--allowed-hosts" in complaint

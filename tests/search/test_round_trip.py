@@ -51,9 +51,9 @@ def test_a_policy_from_mlflow_gives_the_network_of_its_trial_and_the_registry_ke
     assert percent(tested, 2) in said
 
     store = ["--uri", store_uri(sweep.folder, None)]
-    assert call("register", tmp_path / "pruned", "net", "--alias", "champion", *store)[0] == 0
+    assert call("register", tmp_path / "pruned", "net", "--alias", "champion", *store, *tiny.TRUST)[0] == 0
     assert client.get_model_version_by_alias("net", "champion").run_id == run.info.run_id
-    assert call("fetch", "net@champion", "-o", tmp_path / "again", *store)[0] == 0
+    assert call("fetch", "net@champion", "-o", tmp_path / "again", *store, *tiny.TRUST)[0] == 0
     images = torch.randn(7, *tiny.IMAGE_SHAPE)
     with torch.no_grad():
         assert torch.equal(tiny.load_cut(tmp_path / "again").model(images), applied(images))

@@ -279,6 +279,7 @@ def save_cut(folder, widths=None, model="tiny:network"):
 
 
 TRUSTED = ("tiny:network", "tiny:choosy")
+TRUST = [part for name in TRUSTED for part in ("--trust", name)]
 
 
 def load_cut(folder):
