@@ -20,10 +20,11 @@ LARGEST_JSON = 2**24
 MOST_TIMES, FREE_BYTES = 16, 2**26
 """Weights may take so many times the bytes of their file, and so many more: views that repeat, packed archives."""
 
-MOST_PARAMETERS, MOST_TENSORS = 2**32, 10**5
+MOST_PARAMETERS, MOST_TENSORS = 2**30, 10**4
 """Of a network, all together."""
 
-MOST_CLASSES = 2**20
+MOST_CLASSES, MANY_CLASSES = 2**20, 2**12
+"""Of a network; many are counted among its parameters before it is built."""
 
 MOST_IMAGE_VALUES = 2**24
 """Channels × height × width of one image."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pruning.errors import ModelError, OptionError, PruningError, UnknownNameError
-from pruning.limits import MOST_CLASSES, counted_parameters
+from pruning.limits import MANY_CLASSES, MOST_CLASSES, counted_parameters
 from pruning.models.family import FAMILIES, MODELS, ModelFamily, Shape, register
 from pruning.models.own_models import function_family, plug_in_family, plug_ins
 from pruning.models.torchvision_models import torchvision_family, torchvision_names
@@ -46,7 +46,8 @@ def build_model(spec: ModelSpec) -> nn.Module:
     if spec.num_classes > MOST_CLASSES:
         raise ModelError(f"model '{spec.name}': expected at most {MOST_CLASSES:,} classes, got {spec.num_classes}")
     family, told = find_family(spec.name), {"num_classes": spec.num_classes, **spec.options}
-    model: Any = _build_within_limits(spec, family) if spec.options and ":" not in spec.name else family.build(**told)
+    usual = ":" in spec.name or (not spec.options and spec.num_classes <= MANY_CLASSES)
+    model: Any = family.build(**told) if usual else _build_within_limits(spec, family)
     if not isinstance(model, nn.Module):
         raise ModelError(f"model '{spec.name}': expected a torch.nn.Module, got {type(model).__name__}")
     return model.train()

@@ -52,7 +52,7 @@ def check_bytes(name: str, inputs: int) -> None:
     reader = reader_of(name)
     contents = list(reader.contents.values())
 
-    @settings(max_examples=inputs, database=None, suppress_health_check=list(HealthCheck), print_blob=True)
+    @settings(max_examples=inputs, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(file=st.sampled_from(reader.names), steps=STEPS)
     def check(file, steps):
         outcome(reader, file, damaged(reader.contents[file], steps, contents))
@@ -64,7 +64,7 @@ def check_trees(name: str, inputs: int) -> None:
     reader = reader_of(name)
     trees = {file: reader.tree(file) for file in reader.trees}
 
-    @settings(max_examples=inputs, database=None, suppress_health_check=list(HealthCheck), print_blob=True)
+    @settings(max_examples=inputs, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(file=st.sampled_from(reader.trees), steps=STEPS)
     def check(file, steps):
         outcome(reader, file, written(file, changed(trees[file], steps)))
