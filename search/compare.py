@@ -60,7 +60,7 @@ class Result:
         """
         history = tuple(Metrics.of(metrics) for metrics in tree["history"])
         numbers = {name: float(value) for name, value in tree["baseline"].items()} | {"test": float(tree["test"] or 0)}
-        if not history or not {"macs", "params"} <= numbers.keys():
+        if not history or not all(numbers.get(name, 0) > 0 for name in ("macs", "params")):
             raise ValueError(f"expected measurements, got {tree}")
         return cls(str(tree["key"]), tree["baseline"], history, tree["test"])
 
