@@ -278,7 +278,7 @@ def save_cut(folder, widths=None, model="tiny:network"):
     return folder
 
 
-TRUSTED = ("tiny:network", "tiny:choosy")
+TRUSTED = ("tiny:network", "tiny:blocks", "tiny:choosy")
 TRUST = [part for name in TRUSTED for part in ("--trust", name)]
 
 
