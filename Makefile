@@ -13,13 +13,14 @@ BIN := .venv/bin
 READY := .venv/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
-.PHONY: help demo test browser lint bench clean
+.PHONY: help demo test browser fuzz lint bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   a small search on this machine, from start to front"
 	@echo "make test   the tests; ARGS='-k budget' passes on to pytest, JOBS=8 runs as many at once"
 	@echo "make browser  the tests that look at pages in Chromium, the machine's own or one that Playwright fetches"
+	@echo "make fuzz   a hundred thousand damaged files, each read or refused in one line; an hour or two"
 	@echo "make lint   style, types and the direction of imports"
 	@echo "make bench  the measurements in experiments/benchmarks; BENCHMARKS=... runs some of them"
 	@echo "make clean  removes what the others made, sweeps excepted"
@@ -35,6 +36,9 @@ browser: $(READY)
 	@$(PIP) --editable '.[browser]'
 	@command -v chromium >/dev/null || $(BIN)/python -m playwright install chromium
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser --benchmark-disable $(ARGS)
+
+fuzz: $(READY)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m nightly tests/fuzz $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check

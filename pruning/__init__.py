@@ -37,6 +37,7 @@ from pruning.errors import (
     PruningError,
     RankingError,
     UnknownNameError,
+    in_one_line,
 )
 from pruning.export import EXPORT_FORMATS, Agreement, Exported, compare_outputs, export_network, load_exported
 from pruning.finetune import Epoch, Evaluation, TrainingError, evaluate, fine_tune
@@ -46,10 +47,11 @@ from pruning.initialise import draw_weights
 from pruning.latency import Latency, compare_latency, measure_latency
 from pruning.latency_model import LatencyModel, measure_widths
 from pruning.layout import Layout, layout_of
+from pruning.limits import MALFORMED, parse_json
 from pruning.memory import BatchSizeWarning, DeviceMemoryError, is_out_of_memory, told_briefly
 from pruning.methods.dcp_schedules import Selector, joint_schedule, stagewise_schedule
 from pruning.mixed_ranking import MixedRanking
-from pruning.models import build_model, input_shape, model_names, paper_groups
+from pruning.models import build_model, check_trusted, input_shape, model_names, paper_groups
 from pruning.path_ranking import PathRanking
 from pruning.placement import even_positions
 from pruning.policy import AuxiliaryPlacement, CriterionSpec, ModelSpec, Policy, Recipe, explain, load_policy
@@ -92,6 +94,7 @@ __all__ = [
     "Latency",
     "LatencyModel",
     "Layout",
+    "MALFORMED",
     "Measure",
     "MixedRanking",
     "ModelError",
@@ -120,6 +123,7 @@ __all__ = [
     "at_least",
     "block_names",
     "build_model",
+    "check_trusted",
     "compare_latency",
     "compare_outputs",
     "count_cost",
@@ -131,6 +135,7 @@ __all__ = [
     "find_groups",
     "fine_tune",
     "hash_weights",
+    "in_one_line",
     "input_shape",
     "intensities",
     "is_out_of_memory",
@@ -147,6 +152,7 @@ __all__ = [
     "measure_widths",
     "model_names",
     "observe",
+    "parse_json",
     "paper_groups",
     "project",
     "prune",

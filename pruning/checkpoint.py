@@ -8,7 +8,8 @@ import re
 import shutil
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 
 from pruning.errors import CheckpointError, SurgeryError
 from pruning.groups import ChannelGroups, find_groups
-from pruning.models import build_model, input_shape
+from pruning.limits import FREE_BYTES, LARGEST_JSON, MOST_TIMES, check_claims, check_image, read_bytes
+from pruning.models import build_model, check_trusted, input_shape
 from pruning.policy import Data, Policy, explain, load_policy
 from pruning.surgery import Kept, remove
 
@@ -31,6 +33,8 @@ PREFIXES = ("module.", "_orig_mod.", "model.")
 """What DataParallel, torch.compile and Lightning put in front of every name."""
 
 _SHOWN = 3
+_DEEPEST = 8
+"""Containers within containers, and prefixes before prefixes."""
 
 
 # ── anyone's weights ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -43,13 +47,15 @@ def read_state_dict(path: Path | str) -> dict[str, Tensor]:
     tensor is left out.
 
     Raises:
-        CheckpointError: missing, damaged, without tensors, or with pickled objects that are not plain data.
+        CheckpointError: missing, damaged, without tensors, with pickled objects that are not plain data, or with more
+            than the file can hold.
     """
     path = Path(path)
     content = _read(path)
     tensors = {str(name): value.detach() for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(f"checkpoint {path}: expected a state_dict, got one without tensors")
+    check_claims(f"checkpoint {path}", tensors, path.stat().st_size)
     return _without_prefix(tensors)
 
 
@@ -108,7 +114,9 @@ def _read(path: Path) -> Mapping[Any, Any]:
     if not head.startswith((b"PK", b"\x80")):  # a zip archive, or a pickle of protocol 2 and later
         raise CheckpointError(f"checkpoint {path}: damaged, or neither safetensors nor of torch.save")
     content = _read_torch(path)
-    while isinstance(content, Mapping):
+    for _ in range(_DEEPEST):
+        if not isinstance(content, Mapping):
+            break
         inner = next((content[key] for key in CONTAINERS if isinstance(content.get(key), Mapping)), None)
         if inner is None:
             return content
@@ -119,11 +127,12 @@ def _read(path: Path) -> Mapping[Any, Any]:
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"checkpoint {path}: damaged safetensors: {error}") from None
+    except Exception as error:  # of shapes without values also what torch raises
+        raise CheckpointError(f"checkpoint {path}: damaged safetensors: {_first_line(str(error))}") from None
 
 
 def _read_torch(path: Path) -> object:
+    _check_archive(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the pickle protocol; what cannot be read raises
@@ -139,14 +148,29 @@ def _read_torch(path: Path) -> object:
         raise CheckpointError(f"checkpoint {path}: damaged file of torch.save: {_first_line(text)}") from None
 
 
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that gets much larger when it is unpacked."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except Exception as error:  # a damaged archive makes the reader raise nearly anything
+        raise CheckpointError(f"checkpoint {path}: damaged file of torch.save: {_first_line(str(error))}") from None
+    if unpacked > (most := MOST_TIMES * path.stat().st_size + FREE_BYTES):
+        raise CheckpointError(f"checkpoint {path}: expected at most {most:,} bytes when unpacked, got {unpacked:,}")
+
+
 def _first_line(text: str) -> str:
     return text.strip().partition("\n")[0] or "it ends too early"
 
 
 def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in tensors):
-            return _without_prefix({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
+    for _ in range(_DEEPEST):
+        prefix = next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in tensors)), None)
+        if prefix is None:
+            break
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
 
 
@@ -269,16 +293,20 @@ def save_pruned(
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def load_pruned(folder: Path | str) -> PrunedNetwork:
+def load_pruned(folder: Path | str, *, trusted: Collection[str] = ()) -> PrunedNetwork:
     """Build the policy's network, cut it as it was cut, and load its weights; in eval mode, on the CPU.
 
-    A policy whose model is `module:function` runs that function, as `build_model` does.
+    Args:
+        folder: what `save_pruned` wrote, here or elsewhere.
+        trusted: names of networks, `package.module:function`, whose code may run if the policy is of one.
 
     Raises:
-        PruningError: a part that is missing or damaged, or parts that do not belong together.
+        PruningError: a part that is missing or damaged, parts that do not belong together, a network whose code nobody
+            trusts, or one that is too large.
     """
     folder = Path(folder)
     policy, cut = load_policy(folder / "policy.json"), _read_cut(folder / "kept.json")
+    check_trusted(policy.model, trusted)
     with torch.random.fork_rng([]):
         model = build_model(policy.model)
     if cut.kept or policy.widths:
@@ -295,11 +323,13 @@ def load_pruned(folder: Path | str) -> PrunedNetwork:
 
 def _read_cut(path: Path) -> _Cut:
     try:
-        return _Cut.model_validate_json(path.read_bytes())
+        cut = _Cut.model_validate_json(read_bytes(path, LARGEST_JSON))
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
     except ValidationError as error:
         raise CheckpointError(f"{path}: {explain(error, 'kept channels', _Cut)}") from None
+    check_image(f"{path}: input_shape", cut.input_shape)
+    return cut
 
 
 def _check_widths(cut: _Cut, policy: Policy, groups: ChannelGroups, folder: Path) -> None:

@@ -7,9 +7,20 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+LONGEST_LINE = 1000
+
 
 class PruningError(ValueError):
-    """A mistake in what was asked of the library, told in one line."""
+    """A mistake in what was asked of the library, told in one line, however much of a file it quotes."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(in_one_line(message))
+
+
+def in_one_line(text: str) -> str:
+    """Return a text without line breaks, cut off where nobody reads on."""
+    line = " ".join(text.splitlines())
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 1]}…"
 
 
 class UnknownNameError(PruningError):
@@ -61,7 +72,7 @@ class ModelError(PruningError):
 def suggest(name: str, known: Iterable[str], shown: int = 12) -> str:
     """Return `; did you mean 'fpgm'?`, or what exists where nothing is near."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1)
+    near = difflib.get_close_matches(name[:LONGEST_LINE], names, n=1)
     if near:
         return f"; did you mean '{near[0]}'?"
     if not names:

@@ -14,6 +14,7 @@ from pruning.blocks import block_names, record
 from pruning.cost import CostModel
 from pruning.errors import PruningError
 from pruning.groups import ChannelGroup, ChannelGroups, find_groups
+from pruning.limits import check_image
 from pruning.lineage import skeleton
 from pruning.models import build_model, input_shape
 from pruning.models.family import Shape
@@ -65,6 +66,7 @@ def layout_of(model: ModelSpec, image_shape: Shape | None = None) -> Layout:
         PruningError: no such network, one that does not take such images, or one whose usual images nobody told.
     """
     shape = input_shape(model) if image_shape is None else image_shape
+    check_image(f"model '{model.name}'", shape)
     with torch.random.fork_rng([]):
         network = skeleton(build_model(model))
     example = torch.zeros(2, *shape)

@@ -45,7 +45,7 @@ class PathRanking:
 
     def _check(self, group: str, order: Tensor) -> None:
         knots, supports, place = self.penalties[group], self.supports[group], f"{self.criterion}, group '{group}'"
-        if not torch.equal(order.sort().values, torch.arange(len(order))):
+        if order.dim() != 1 or not torch.equal(order.sort().values, torch.arange(len(order))):
             raise RankingError(f"{place}: expected every channel once, got {order.tolist()}")
         if supports.shape != (max(0, len(knots) - 1), len(order)):
             expected = f"supports between {len(knots)} knots, of {len(order)} channels"

@@ -22,6 +22,7 @@ from pydantic import (
 
 from pruning.errors import PolicyError, suggest
 from pruning.groups import ChannelGroups
+from pruning.limits import LARGEST_JSON, read_bytes
 
 FORMAT = 1
 """A new key that a file may lack does not raise it: such a file reads as ever, and older versions refuse the key."""
@@ -173,7 +174,7 @@ class Policy(Data):
     criteria: dict[str, CriterionSpec] = {}
     auxiliary: AuxiliaryPlacement | None = None
     recipe: Recipe = Recipe()
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     @model_validator(mode="before")
     @classmethod
@@ -256,10 +257,10 @@ def load_policy(path: Path) -> Policy:
     """Read a policy file.
 
     Raises:
-        PolicyError: missing, unreadable or not a policy.
+        PolicyError: missing, unreadable, larger than `LARGEST_JSON` or not a policy.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bytes(path, LARGEST_JSON, PolicyError).decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise PolicyError(f"policy {path}: {reason}") from None

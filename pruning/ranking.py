@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pruning.errors import RankingError, suggest
+from pruning.errors import CheckpointError, RankingError, suggest
+from pruning.limits import MALFORMED, check_claims, parse_json
 from pruning.quadratic import Choice, choose
 
 FORMAT = "1"
@@ -52,7 +53,7 @@ class NestedRanking:
         self.orders = dict(orders)
         self.scores = dict(scores or {})
         for group, order in self.orders.items():
-            if not torch.equal(order.sort().values, torch.arange(len(order))):
+            if order.dim() != 1 or not torch.equal(order.sort().values, torch.arange(len(order))):
                 raise RankingError(f"{criterion}, group '{group}': expected every channel once, got {order.tolist()}")
 
     @classmethod
@@ -194,11 +195,11 @@ def load_ranking(path: Path) -> Ranking:
     """
     about, parts = _read(path)
     kind = about.get("kind", "nested")
-    if kind not in _KINDS:
+    if kind not in sorted(_KINDS):
         raise RankingError(f"ranking {path}: expected one of {', '.join(sorted(_KINDS))}, got '{kind}'")
     try:
         return _KINDS[kind](about["criterion"], parts, about.get("extra", {}))
-    except (KeyError, ValueError) as error:  # another version's
+    except (*MALFORMED, RuntimeError) as error:  # another version's, or damaged
         raise RankingError(f"ranking {path}: expected the tensors of a {kind} one, got others: {error}") from error
 
 
@@ -275,14 +276,22 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Tensor]]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            for name in file.keys():  # noqa: SIM118, not a dict
-                part, _, group = name.partition("/")
-                parts[part][group] = file.get_tensor(name)
-    except (OSError, SafetensorError) as error:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+        check_claims("tensors", tensors, path.stat().st_size)
+    except (OSError, SafetensorError, CheckpointError, *MALFORMED, RuntimeError) as error:
         raise RankingError(f"ranking {path}: {error}") from None
     if metadata.get("format") != FORMAT:
         raise RankingError(f"ranking {path}: expected format {FORMAT}, got {metadata.get('format')}")
-    return json.loads(metadata["ranking"]), parts
+    for name, tensor in tensors.items():
+        part, _, group = name.partition("/")
+        parts[part][group] = tensor
+    try:
+        about = parse_json(metadata.get("ranking", ""))
+    except ValueError as error:
+        raise RankingError(f"ranking {path}: expected JSON about it, got: {error}") from None
+    if not isinstance(about, dict):
+        raise RankingError(f"ranking {path}: expected keys and values about it, got {type(about).__name__}")
+    return about, parts
 
 
 def _finite(score: Tensor, group: str, criterion: str) -> Tensor:

@@ -11,12 +11,13 @@ from typing import Any
 
 import ray
 
-from pruning import PruningError, evaluate
+from pruning import MALFORMED, PruningError, evaluate, parse_json
 from search.comparison import Cell
 from search.errors import SearchError, SweepError
 from search.inputs import Say, silent
 from search.launching import check_resources, ray_session
 from search.prepare import load_baseline, prepare, space_of
+from search.reading import json_lines
 from search.results import Metrics
 from search.trial import run_trial
 from search.units import percent
@@ -48,9 +49,20 @@ class Result:
     @classmethod
     def from_json(cls, line: str) -> Result:
         """Read what `to_json` wrote."""
-        tree = json.loads(line)
-        history = tuple(Metrics(**metrics) for metrics in tree["history"])
-        return cls(tree["key"], tree["baseline"], history, tree["test"])
+        return cls.of(parse_json(line))
+
+    @classmethod
+    def of(cls, tree: dict[str, Any]) -> Result:
+        """Read what JSON says.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: not a result.
+        """
+        history = tuple(Metrics.of(metrics) for metrics in tree["history"])
+        numbers = {name: float(value) for name, value in tree["baseline"].items()} | {"test": float(tree["test"] or 0)}
+        if not history or not all(numbers.get(name, 0) > 0 for name in ("macs", "params")):
+            raise ValueError(f"expected measurements, got {tree}")
+        return cls(str(tree["key"]), tree["baseline"], history, tree["test"])
 
 
 def compare(cells: Sequence[Cell], say: Say = silent, address: str = "local") -> Path:
@@ -94,10 +106,10 @@ def read_results(folder: Path) -> dict[str, Result]:
     """Return the results in a comparison's folder by key; a line that was torn by a crash is left out."""
     path = folder / RESULTS
     results = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    for tree in json_lines(path):
         try:
-            result = Result.from_json(line)
-        except (ValueError, KeyError, TypeError):
+            result = Result.of(tree)
+        except MALFORMED:
             continue
         results[result.key] = result
     return results

@@ -9,9 +9,20 @@ from typing import Annotated, Any, Literal, Self, get_args
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from pruning import ALLOCATIONS, CRITERIA, CriterionSpec, ModelSpec, Recipe, Selector, UnknownNameError, explain
+from pruning import (
+    ALLOCATIONS,
+    CRITERIA,
+    MALFORMED,
+    CriterionSpec,
+    ModelSpec,
+    Recipe,
+    Selector,
+    UnknownNameError,
+    explain,
+)
 from search.dialect import read_yaml, write_yaml
 from search.errors import ExperimentError
+from search.reading import LARGEST_EXPERIMENT, read_text
 from search.sections import (
     ONE_OR_MORE,
     AllocationSpec,
@@ -73,7 +84,7 @@ class SearchSpace(Section):
     scheduler: Annotated[
         SchedulerSpec, BeforeValidator(by_name, json_schema_input_type=Literal["none", "pareto_asha"] | SchedulerSpec)
     ] = SchedulerSpec(name="none")
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     groups: Annotated[tuple[str, ...], Field(min_length=1), ONE_OR_MORE] = ("inner",)
     """Names or shell patterns of groups; `inner`, `coupled`, `all`, and `paper` for what the papers prune."""
     widths: WidthSpace = WidthSpace()
@@ -348,7 +359,7 @@ def read_tree(path: Path, settings: Sequence[str] = ()) -> dict[str, Any]:
         ExperimentError: unreadable, or no YAML.
     """
     try:
-        tree = read_yaml(path.read_text(encoding="utf-8"))
+        tree = read_yaml(read_text(path, LARGEST_EXPERIMENT, ExperimentError))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a text file"
         raise ExperimentError(f"experiment {path}: {reason}") from None
@@ -378,14 +389,19 @@ def parse_experiment(tree: dict[str, Any], base: Path = Path()) -> Experiment:
         experiment = Experiment.model_validate(tree)
     except ValidationError as error:
         raise ExperimentError(explain(error, "experiment", Experiment)) from None
-    paths = {"storage": base / experiment.storage.expanduser()}
-    if experiment.weights is not None:
-        paths["weights"] = base / experiment.weights.expanduser()
-    options = dict(experiment.data.options)
-    if isinstance(options.get("root"), str):
-        options["root"] = str(base / Path(options["root"]).expanduser())
+    except MALFORMED as error:  # of a criterion or a rule, which check the names of their options only
+        raise ExperimentError(f"experiment: a value that cannot be: {error}") from error
+    try:
+        paths = {"storage": base / experiment.storage.expanduser()}
+        if experiment.weights is not None:
+            paths["weights"] = base / experiment.weights.expanduser()
+        options = dict(experiment.data.options)
+        if isinstance(options.get("root"), str):
+            options["root"] = str(base / Path(options["root"]).expanduser())
+        search = experiment.search.with_start_paths(lambda path: base / path.expanduser())
+    except RuntimeError as error:  # `~nobody`
+        raise ExperimentError(f"experiment: a path that cannot be: {error}") from None
     data = experiment.data.model_copy(update={"options": options})
-    search = experiment.search.with_start_paths(lambda path: base / path.expanduser())
     return experiment.model_copy(update={**paths, "data": data, "search": search})
 
 

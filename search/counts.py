@@ -7,8 +7,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
+
+from search.reading import json_lines
 
 Event = tuple[str, str, bool]
 """Kind, key, and whether it was made now; else it was found."""
@@ -81,14 +84,11 @@ def counting_into(path: Path) -> Iterator[None]:
 
 def read_events(path: Path) -> list[Event]:
     """Return the events in a file, none where there is no file; a line that a crash tore is left out."""
-    events = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            kind, key, made = json.loads(line)
-        except ValueError:
-            continue
-        events.append((kind, key, made))
-    return events
+    return [(str(event[0]), str(event[1]), bool(event[2])) for event in json_lines(path) if _is_event(event)]
+
+
+def _is_event(event: Any) -> bool:
+    return isinstance(event, list) and len(event) == 3
 
 
 def _plural(count: int, what: str) -> str:

@@ -8,14 +8,32 @@ from typing import Any
 
 import yaml
 
+from search.reading import MOST_NODES
+
 
 class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if keys.count(key) > 1:
+        seen = set[str]()
+        for key in (key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"'{key}' stands there twice", node.start_mark)
+            seen.add(key)
         return super().construct_mapping(node, deep)
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        if _size(node, {}) > MOST_NODES:
+            raise yaml.YAMLError(f"expected at most {MOST_NODES:,} values, aliases written out, got more")
+        return super().construct_document(node)
+
+
+def _size(node: yaml.Node, known: dict[yaml.Node, float]) -> float:
+    """Return how many values a tree has when its aliases are written out: infinitely many if one is inside itself."""
+    if node not in known:
+        known[node] = float("inf")  # until it is counted
+        below = node.value if isinstance(node, yaml.CollectionNode) else []
+        parts = (part for item in below for part in (item if isinstance(item, tuple) else (item,)))
+        known[node] = 1 + sum(_size(part, known) for part in parts)
+    return known[node]
 
 
 class _Dumper(yaml.SafeDumper):
@@ -32,9 +50,14 @@ def read_yaml(text: str) -> Any:
     """Return plain values.
 
     Raises:
-        yaml.YAMLError: not YAML, a tag that is none of plain data, or a key that stands twice.
+        yaml.YAMLError: not YAML, a tag that is none of plain data, a key that stands twice, or too much of all.
     """
-    return yaml.load(text, _Loader)
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise yaml.YAMLError("nested too deep") from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # such as a 13th month
+        raise yaml.YAMLError(f"a value that cannot be: {error}") from None
 
 
 def write_yaml(tree: dict[str, Any]) -> str:

@@ -37,7 +37,7 @@ from search.space import Space
 from search.starts import make_starts
 from search.study import Proposal, create_study, enqueue
 from search.sweep import BASELINE, WIDTHS, Sweep
-from search.tracking import Tracker
+from search.tracking import Tracker, without_secrets
 from search.trainable import EVENTS, snapshot_of, train
 from search.watcher import Watcher
 
@@ -51,7 +51,7 @@ def run_sweep(experiment: Experiment, *, say: Say = silent, address: str = "loca
         SweepError: the folder exists, there is no cluster at the address, or no trial succeeded.
         SearchError, PruningError: something in the experiment does not exist or does not fit; no folder is made.
     """
-    experiment = _portable(experiment)
+    uri, experiment = experiment.tracking.uri, _portable(experiment)
     folder = experiment.folder
     if folder.exists():
         raise _taken(folder)
@@ -63,7 +63,7 @@ def run_sweep(experiment: Experiment, *, say: Say = silent, address: str = "loca
         _create(folder, experiment, inputs, make_starts(experiment, space, say))
         with _alone(folder):
             append_events(folder / EVENTS, events)
-            return _launch(inputs, shared, space, folder, say, live=live)
+            return _launch(inputs, shared, space, folder, say, live=live, uri=uri)
 
 
 def run_or_resume(experiment: Experiment, *, say: Say = silent, address: str = "local", live: bool = True) -> Sweep:
@@ -134,7 +134,7 @@ def extend_sweep(folder: Path, trials: int, *, say: Say = silent, address: str =
         search = sweep.experiment.search
         budget = None if sweep.time_is_up else search.time_budget
         longer = search.model_copy(update={"trials": search.trials + trials, "time_budget": budget})
-        experiment = sweep.experiment.model_copy(update={"search": longer})
+        experiment = without_secrets(sweep.experiment.model_copy(update={"search": longer}))
         draft = folder / f"{EXPERIMENT}.draft"
         draft.write_text(experiment.to_yaml(), encoding="utf-8")
         draft.replace(folder / EXPERIMENT)
@@ -143,9 +143,10 @@ def extend_sweep(folder: Path, trials: int, *, say: Say = silent, address: str =
 
 
 def _go_on(sweep: Sweep, say: Say, address: str, *, live: bool) -> Sweep:
-    check_resources(sweep.experiment, address)
-    with counting_into(sweep.folder / EVENTS), _prepared(sweep.experiment, address, say) as (inputs, shared):
-        return _launch(inputs, shared, space_of(inputs), sweep.folder, say, live=live)
+    uri, experiment = sweep.experiment.tracking.uri, without_secrets(sweep.experiment)
+    check_resources(experiment, address)
+    with counting_into(sweep.folder / EVENTS), _prepared(experiment, address, say) as (inputs, shared):
+        return _launch(inputs, shared, space_of(inputs), sweep.folder, say, live=live, uri=uri)
 
 
 def _more(folder: Path) -> str:
@@ -153,7 +154,7 @@ def _more(folder: Path) -> str:
 
 
 def _portable(experiment: Experiment) -> Experiment:
-    """Make paths absolute, so that the copy in the sweep's folder means the same."""
+    """Make paths absolute, so that the copy in the sweep's folder means the same; leave out passwords."""
     options = dict(experiment.data.options)
     if isinstance(options.get("root"), str):
         options["root"] = str(Path(options["root"]).resolve())
@@ -161,7 +162,7 @@ def _portable(experiment: Experiment) -> Experiment:
     data = experiment.data.model_copy(update={"options": options})
     search = experiment.search.with_start_paths(Path.resolve)
     places = {"weights": weights, "storage": experiment.storage.resolve()}
-    return experiment.model_copy(update={**places, "data": data, "search": search})
+    return without_secrets(experiment.model_copy(update={**places, "data": data, "search": search}))
 
 
 @contextmanager
@@ -220,14 +221,16 @@ def _alone(folder: Path) -> Iterator[None]:
 # ── launching ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _launch(inputs: Inputs, shared: Shared, space: Space, folder: Path, say: Say, *, live: bool) -> Sweep:
+def _launch(
+    inputs: Inputs, shared: Shared, space: Space, folder: Path, say: Say, *, live: bool, uri: str | None
+) -> Sweep:
     experiment, baseline = inputs.experiment, inputs.baseline.to_dict()
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
         searcher = StudySearcher(folder, experiment, space, baseline, guide_of(inputs, space))
     for note in notes:
         say(f"note: {note.message}")
-    tracker = Tracker(folder, experiment)
+    tracker = Tracker(folder, experiment, uri=uri)
     view = LiveView(
         experiment.search.trials, baseline, experiment.objectives, time_left=lambda: searcher.time.left, live=live
     )

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pruning import in_one_line
+
 
 class SearchError(ValueError):
     """A mistake in what was asked of the search, told in one line."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(in_one_line(message))
 
 
 class ExperimentError(SearchError):

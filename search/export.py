@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,6 +28,7 @@ from pruning import (
 from search.config import Experiment
 from search.errors import SearchError
 from search.inputs import Say, silent
+from search.layouts import names_trusted
 from search.pruned import read_pruned
 from search.units import short_count
 
@@ -111,6 +112,7 @@ def export_pruned(
     test: bool = False,
     repeats: int = 30,
     force: bool = False,
+    trusted: Collection[str] = (),
     say: Say = silent,
 ) -> Report:
     """Export the network in a folder; compare each file with it, and time them in turns with torch and the uncut one.
@@ -124,13 +126,14 @@ def export_pruned(
         test: take its test images.
         repeats: passes of each network.
         force: replace files that exist.
+        trusted: names of networks whose code may run, beside the experiment's; see `load_pruned`.
         say: told of every step.
 
     Raises:
         SearchError: no pruned network, or images that are not its own.
         PruningError: see `export_network` and `load_data`.
     """
-    pruned = read_pruned(folder)
+    pruned = read_pruned(folder, names_trusted(trusted, experiment))
     split, words = (None, None) if experiment is None else _images_of(experiment, pruned, test=test)
     say(f"exporting to {', '.join(formats)}, and comparing {'on noise' if words is None else f'on noise and {words}'}")
     exported = export_network(pruned.model, output, formats, image_shape=pruned.image_shape, images=split, force=force)

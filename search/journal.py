@@ -15,7 +15,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from pruning import parse_json
 from search.errors import SweepError
+from search.reading import LONGEST_LINE, lines_of, well_formed
 
 _CREATE_TRIAL, _SET_STUDY_ATTRIBUTE = 4, 2  # Optuna's codes of operations
 _PIECE = 1 << 16
@@ -86,16 +88,21 @@ class Journal(BaseJournalBackend):
             return
         with self._path.open("rb") as file:
             file.seek(self._bytes)
-            for line in file:
+            for line, length in lines_of(file):
+                if line is None:
+                    most = f"expected at most {LONGEST_LINE:,} bytes, got {length:,}"
+                    raise SweepError(f"journal {self._path}: line {self._lines + 1}: {most}")
                 if not line.endswith(b"\n"):
                     return
                 log = self._parsed(line)
-                self._bytes += len(line)
-                yield self._noted(log)
+                self._bytes += length
+                with well_formed(f"journal {self._path}: line {self._lines + 1}", SweepError):
+                    noted = self._noted(log)
+                yield noted
 
     def _parsed(self, line: bytes) -> dict[str, Any]:
         try:
-            log: dict[str, Any] = json.loads(line, object_pairs_hook=_with_shared_names)
+            log: dict[str, Any] = parse_json(line, object_pairs_hook=_with_shared_names)
         except ValueError as error:
             raise SweepError(f"journal {self._path}: line {self._lines + 1}: expected JSON, got: {error}") from None
         return log

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
-from pruning import LatencyModel, PruningError, measure_widths
+from pruning import LatencyModel, measure_widths
 from search.cache import cache_of, key_of
+from search.errors import SearchError
 from search.inputs import Inputs, Say, silent
+from search.reading import read_json
 from search.units import percent
 
 NETWORKS = 40
@@ -44,10 +46,7 @@ def with_latency_model(inputs: Inputs, say: Say = silent) -> Inputs:
     cache = cache_of(inputs.experiment)
 
     def read(path: Path) -> LatencyModel:
-        try:
-            return LatencyModel.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except PruningError as error:
-            raise ValueError(str(error)) from None
+        return LatencyModel.from_dict(read_json(path, SearchError))
 
     def make(path: Path) -> LatencyModel:
         say(f"measuring the latency of {NETWORKS} networks")

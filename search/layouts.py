@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
-from pruning import Layout, ModelError, ModelSpec, Policy, PolicyError, layout_of, load_data
+from collections.abc import Collection
+
+from pruning import Layout, ModelError, ModelSpec, Policy, PolicyError, check_trusted, layout_of, load_data
 from search.config import Experiment
 from search.errors import SearchError
 
 
-def layout_for(model: ModelSpec, experiment: Experiment | None = None) -> Layout:
+def layout_for(model: ModelSpec, experiment: Experiment | None = None, trusted: Collection[str] = ()) -> Layout:
     """Build a network without weights; it costs what it costs for an image of the experiment, or for a usual one.
+
+    Args:
+        model: which network, as a policy names it.
+        experiment: its network is trusted.
+        trusted: names of other networks whose code may run; see `load_pruned`.
 
     Raises:
         SearchError: the size of the images is nowhere told.
-        PruningError: images or network that are not there or do not fit each other.
+        PruningError: images or network that are not there or do not fit each other, or a network that nobody trusts.
     """
+    check_trusted(model, names_trusted(trusted, experiment))
     if experiment is not None:
         return layout_of(model, load_data(experiment.data.name, **experiment.data.options).image_shape)
     try:
         return layout_of(model)
     except ModelError as error:
         raise SearchError(f"{error}; or name an experiment, whose images tell it") from None
+
+
+def names_trusted(trusted: Collection[str], experiment: Experiment | None) -> tuple[str, ...]:
+    """Return the names of networks whose code may run: those that were named, and the experiment's."""
+    return (*trusted, *([] if experiment is None else [experiment.model.name]))
 
 
 def check_model(policy: Policy, experiment: Experiment) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 from pruning import Policy
 
@@ -43,6 +44,22 @@ class Metrics:
     params: int
     latency_ms: float | None = None
     seconds: float = 0.0
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """Return the metrics of a mapping by name, as files have it.
+
+        Raises:
+            ValueError: a name that is none, or a value that is no number.
+        """
+        for name, value in values.items():
+            whole, missing = name in ("epoch", "macs", "params"), name == "latency_ms" and value is None
+            right = isinstance(value, int) and 0 <= value < 2**63 if whole else isinstance(value, (int, float))
+            if isinstance(value, bool) or not (right or missing):
+                raise ValueError(f"{name}: expected a {'whole ' if whole else ''}number, got {value!r}")
+            if not whole and not missing:
+                float(value)  # refuses whole numbers that are larger than any
+        return cls(**values)
 
     def to_dict(self) -> dict[str, float]:
         """Return the metrics that are there, by name."""

@@ -15,6 +15,7 @@ from search.asked import width_at
 from search.cache import cache_of
 from search.inputs import Inputs, Say, silent
 from search.rankings import derived_key, ranked_network, ranking_for
+from search.reading import LARGEST_WIDTH, json_lines
 
 BATCH = 256
 """Images that run at a time; the numbers hardly depend on it."""
@@ -82,10 +83,8 @@ def _append(path: Path, group: str, width: int, accuracy: float) -> None:
 def _read(path: Path) -> dict[tuple[str, int], float]:
     """Return what was measured, by group and width."""
     known = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            group, width, accuracy = json.loads(line)
-        except ValueError:
-            continue
-        known[group, width] = accuracy
+    for point in json_lines(path):
+        match point:
+            case [str(group), int(width), float(accuracy)] if 0 < width <= LARGEST_WIDTH and 0 <= accuracy <= 1:
+                known[group, width] = accuracy
     return known

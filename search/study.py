@@ -29,6 +29,7 @@ from pruning import Policy
 from search.config import Experiment
 from search.errors import SweepError
 from search.journal import Journal, Storage
+from search.reading import well_formed
 from search.results import DEVICE, NOTE, PREDICTED, SOURCE, Metrics, State, TrialRecord
 
 JOURNAL = "study.journal"
@@ -94,13 +95,15 @@ def open_study(folder: Path, experiment: Experiment, journal: Journal | None = N
     """
     if not (folder / JOURNAL).exists():
         raise SweepError(f"sweep {folder}: expected {JOURNAL}, found none")
-    storage = _storage(folder, journal)
-    if not storage.get_all_studies():
-        raise SweepError(f"sweep {folder}: {JOURNAL} is empty; remove the folder and run the sweep again")
-    with _quiet():
-        study = optuna.load_study(study_name=None, storage=storage, sampler=make_sampler(experiment, number=0))
-    if study.metric_names != list(experiment.objectives):
-        names = ", ".join(study.metric_names or ["others"])
+    with well_formed(f"sweep {folder}: {JOURNAL}", SweepError):
+        storage = _storage(folder, journal)
+        if not storage.get_all_studies():
+            raise SweepError(f"sweep {folder}: {JOURNAL} is empty; remove the folder and run the sweep again")
+        with _quiet():
+            study = optuna.load_study(study_name=None, storage=storage, sampler=make_sampler(experiment, number=0))
+        metric_names = study.metric_names
+    if metric_names != list(experiment.objectives):
+        names = ", ".join(map(str, metric_names or ["others"]))
         raise SweepError(f"objectives: expected {names} as in {folder}, got {', '.join(experiment.objectives)}")
     return study
 
@@ -161,7 +164,8 @@ def load_records(folder: Path, experiment: Experiment) -> list[TrialRecord]:
     Raises:
         SweepError: no study there, or one with other objectives.
     """
-    return records(open_study(folder, experiment))
+    with well_formed(f"sweep {folder}: {JOURNAL}", SweepError):
+        return records(open_study(folder, experiment))
 
 
 def records(study: optuna.Study) -> list[TrialRecord]:
@@ -195,5 +199,5 @@ def record_of(trial: FrozenTrial, explained: Mapping[str, Any]) -> TrialRecord |
 
 def history_of(attributes: Mapping[str, Any]) -> tuple[Metrics, ...]:
     """Return a trial's measurements by epoch, from its attributes."""
-    measured = [Metrics(**value) for name, value in attributes.items() if name.startswith(EPOCH) and value]
+    measured = [Metrics.of(value) for name, value in attributes.items() if name.startswith(EPOCH) and value]
     return tuple(sorted(measured, key=lambda metrics: metrics.epoch))

@@ -16,6 +16,7 @@ from search.errors import SweepError
 from search.figures import Subject, front_cells, front_markdown, front_table, table_html, write_report
 from search.inputs import Say, silent
 from search.pareto import Choice, Limits, front, pick, pick_knee
+from search.reading import LARGEST_WIDTH, read_json
 from search.results import State, TrialRecord
 from search.running_time import running_seconds
 from search.sections import written_duration
@@ -90,7 +91,7 @@ class Sweep:
             if not (folder / name).is_file():
                 raise SweepError(f"sweep {folder}: expected a sweep's folder with {name}, found none")
         experiment = load_experiment(folder).model_copy(update={"name": folder.resolve().name})  # it may have moved
-        baseline, widths = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (BASELINE, WIDTHS))
+        baseline, widths = _read_baseline(folder / BASELINE), _read_widths(folder / WIDTHS)
         limited = experiment.search.time_budget is not None
         seconds = running_seconds(open_study(folder, experiment)) if limited else 0.0
         return cls(experiment, folder, baseline, widths, load_records(folder, experiment), seconds)
@@ -190,3 +191,24 @@ class Sweep:
         accuracy, macs = percent(self.baseline["accuracy"], 2), short_count(self.baseline["macs"])
         params = short_count(self.baseline["params"])
         return f"Baseline: {accuracy} on the validation images, {macs} MACs, {params} parameters."
+
+
+def _read_baseline(path: Path) -> dict[str, float]:
+    values = read_json(path, SweepError)
+    if not isinstance(values, dict) or not {"accuracy", "macs", "params"} <= values.keys():
+        raise SweepError(f"{path}: expected accuracy, macs and params, got others")
+    for name, value in values.items():
+        compared = name in ("accuracy", "macs", "params")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or (compared and not 0 < value < 2**63):
+            raise SweepError(f"{path}: {name}: expected a number, got {value!r}")
+    return values
+
+
+def _read_widths(path: Path) -> dict[str, int]:
+    values = read_json(path, SweepError)
+    if not isinstance(values, dict):
+        raise SweepError(f"{path}: expected channels of each group, got {type(values).__name__}")
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST_WIDTH:
+            raise SweepError(f"{path}: {name}: expected 1 to {LARGEST_WIDTH:,} channels, got {value!r}")
+    return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -14,6 +15,7 @@ from pruning import (
     Policy,
     PolicyError,
     Transferred,
+    check_trusted,
     explain,
     layout_of,
     project,
@@ -24,7 +26,7 @@ from search.describe import Table, shortened, written_auxiliary
 from search.dialect import read_yaml
 from search.directions import scaled
 from search.errors import SearchError
-from search.layouts import layout_for
+from search.layouts import layout_for, names_trusted
 from search.pareto import Limits
 from search.sections import by_name
 from search.units import percent
@@ -75,7 +77,11 @@ def model_like(model: ModelSpec, text: str | None, num_classes: int | None) -> M
 
 
 def move_policy(
-    policy: Policy, model: ModelSpec, experiment: Experiment | None = None, macs: str | None = None
+    policy: Policy,
+    model: ModelSpec,
+    experiment: Experiment | None = None,
+    macs: str | None = None,
+    trusted: Collection[str] = (),
 ) -> Moved:
     """Move a policy to another network; see `pruning.transfer_policy`.
 
@@ -84,12 +90,13 @@ def move_policy(
         model: the other network.
         experiment: its images tell what the other network costs; the usual ones unless given.
         macs: what it may cost: `50%` of the other network's, or a number. All widths are scaled until they cost that.
+        trusted: names of networks whose code may run; see `load_pruned`.
 
     Raises:
         SearchError, PruningError: networks that have nothing in common, or a budget that the widths cannot meet.
     """
-    target = layout_for(model, experiment)
-    source = _source(policy, experiment)
+    target = layout_for(model, experiment, trusted)
+    source = _source(policy, experiment, trusted)
     transferred = transfer_policy(policy, source, target)
     if macs is not None:
         limit = Limits.parse(max_macs=macs).bounds["macs"]
@@ -99,12 +106,13 @@ def move_policy(
     return Moved(policy, source, transferred, target)
 
 
-def _source(policy: Policy, experiment: Experiment | None) -> Layout:
+def _source(policy: Policy, experiment: Experiment | None, trusted: Collection[str]) -> Layout:
     """Lay out the policy's own network: with the experiment's images where its usual ones are not told."""
+    check_trusted(policy.model, names_trusted(trusted, experiment))
     try:
         return layout_of(policy.model)
     except ModelError:
-        return layout_for(policy.model, experiment)
+        return layout_for(policy.model, experiment, trusted)
 
 
 def _onto(policy: Policy, layout: Layout, budget: int) -> dict[str, int]:

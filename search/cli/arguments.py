@@ -23,6 +23,14 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=C", help="Set a value of the experiment, e.g. --set search.trials=50."),
 ]
+Trust = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trust",
+        metavar="MODULE:FUNCTION",
+        help="Own network that a policy may name: its code runs. That of an experiment given here is trusted.",
+    ),
+]
 Plain = Annotated[bool, typer.Option("--plain", help="Lines instead of a live view, also in a terminal.")]
 Address = Annotated[str, typer.Option(help="Ray cluster to join; 'local' starts one on this machine.")]
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from search.cli.arguments import Settings, say, say_table
+from search.cli.arguments import Settings, Trust, say, say_table
 from search.errors import SearchError
 
 commands = typer.Typer()
@@ -31,6 +31,7 @@ def export(
     repeats: Annotated[int, typer.Option(help="Passes of each network that are timed.", min=1)] = 30,
     force: Annotated[bool, typer.Option("--force", help="Overwrite files.")] = False,
     settings: Settings = None,
+    trust: Trust = None,
 ) -> None:
     """Export a pruned network for batches of any size; a file is there only if it does what the network does.
 
@@ -50,6 +51,7 @@ def export(
         test=test,
         repeats=repeats,
         force=force,
+        trusted=trust or (),
         say=say,
     )
     say_table(*report.table())
@@ -73,6 +75,7 @@ def register(
     alias: Annotated[str | None, typer.Option(help="Name of this version, e.g. champion; moved if it exists.")] = None,
     experiment: Experiment = None,
     uri: Uri = None,
+    trust: Trust = None,
 ) -> None:
     """Bring a pruned network into MLflow's model registry.
 
@@ -81,7 +84,7 @@ def register(
     from search.model_registry import Store
     from search.model_registry import register as add
 
-    added = add(pruned, name, Store.find(experiment, uri), alias=alias, say=say)
+    added = add(pruned, name, Store.find(experiment, uri), alias=alias, trusted=trust or (), say=say)
     for fact, value in added.facts.items():
         say(f"  {fact} {value}")
     say(f"registered {added.name}/{added.version}{f' as {added.name}@{alias}' if alias else ''}")
@@ -93,6 +96,7 @@ def fetch(
     output: Annotated[Path, typer.Option("--output", "-o", help="New folder for the network.")] = Path("pruned"),
     experiment: Experiment = None,
     uri: Uri = None,
+    trust: Trust = None,
 ) -> None:
     """Get a registered network back: every file checked, the network built again and compared with the logged one.
 
@@ -101,5 +105,5 @@ def fetch(
     from search.model_registry import Store
     from search.model_registry import fetch as get
 
-    fetched = get(network, output, Store.find(experiment, uri), say=say)
+    fetched = get(network, output, Store.find(experiment, uri), trusted=trust or (), say=say)
     say(f"{fetched.name}/{fetched.version} written to {fetched.folder}, every file as it was registered")

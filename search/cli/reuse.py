@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from search.cli.arguments import Settings, refuse_to_overwrite, say, say_lines, say_table
+from search.cli.arguments import Settings, Trust, refuse_to_overwrite, say, say_lines, say_table
 from search.errors import SearchError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ Images = Annotated[
 
 
 @commands.command()
-def describe(policy: PolicyFile, experiment: Images = None, settings: Settings = None) -> None:
+def describe(policy: PolicyFile, experiment: Images = None, settings: Settings = None, trust: Trust = None) -> None:
     """Show what a policy does to its network, group by group; no weights are needed, no images either.
 
     Example: prunesearch describe policy.json
@@ -35,7 +35,7 @@ def describe(policy: PolicyFile, experiment: Images = None, settings: Settings =
     found, asked = load_policy(policy), _asked(experiment, settings)
     if asked is not None:
         check_model(found, asked)
-    description = describe_policy(found, layout_for(found.model, asked))
+    description = describe_policy(found, layout_for(found.model, asked, trust or ()))
     if description.cuts:
         say_table(*description_table(description))
         say("")
@@ -48,6 +48,7 @@ def diff(
     second: Annotated[Path, typer.Argument(help="Policy file.", metavar="B")],
     experiment: Images = None,
     settings: Settings = None,
+    trust: Trust = None,
 ) -> None:
     """Show where two policies differ: channels group by group, criterion, losses, recipe, and what both cost.
 
@@ -62,8 +63,8 @@ def diff(
     if one == other:
         say(f"{first} and {second} are equal: fingerprint {one.fingerprint}")
         return
-    layout = layout_for(one.model, asked)
-    second_layout = layout if one.model == other.model else layout_for(other.model, asked)
+    layout = layout_for(one.model, asked, trust or ())
+    second_layout = layout if one.model == other.model else layout_for(other.model, asked, trust or ())
     difference = diff_policies(one, layout, other, second_layout)
     if difference.is_empty:
         say(f"{first} and {second} do the same: they only name different groups that keep all channels")
@@ -92,6 +93,7 @@ def transfer(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the policy goes.")] = Path("policy2.json"),
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
     settings: Settings = None,
+    trust: Trust = None,
 ) -> None:
     """Move a policy to another depth, width or number of classes: each group keeps the share of its counterpart.
 
@@ -107,7 +109,8 @@ def transfer(
     refuse_to_overwrite(output, force=force)
     found, asked = load_policy(policy), _asked(target, settings)
     other = model_like(found.model, model, num_classes) if asked is None else asked.model
-    moved = move_policy(found, other, asked, macs)
+    named_here = () if model is None else (other.name,)
+    moved = move_policy(found, other, asked, macs, (*(trust or ()), *named_here))
     say_table(*transfer_table(moved), left=(0, 3))
     say("")
     say_lines(transfer_lines(moved))

@@ -26,7 +26,10 @@ def check_sums(folder: Path, expected: str, place: str) -> None:
     sums = folder / SUMS
     if not sums.is_file() or _digest(sums) != expected:
         raise RegistryError(f"{place}: {SUMS} is {'changed' if sums.is_file() else 'missing'}; not what was registered")
-    listed = {name: digest for digest, _, name in (line.partition("  ") for line in sums.read_text().splitlines())}
+    listed = {
+        name: digest
+        for digest, _, name in (line.partition("  ") for line in sums.read_text(errors="replace").splitlines())
+    }
     found = _digests(folder)
     for name in sorted(listed.keys() | found.keys()):
         if listed.get(name) != found.get(name):

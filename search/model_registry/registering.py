@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -47,7 +48,15 @@ class Registered:
     run_id: str | None
 
 
-def register(folder: Path, name: str, store: Store, *, alias: str | None = None, say: Say = silent) -> Registered:
+def register(
+    folder: Path,
+    name: str,
+    store: Store,
+    *,
+    alias: str | None = None,
+    trusted: Collection[str] = (),
+    say: Say = silent,
+) -> Registered:
     """Log a pruned network, make it the next version of a registered network, and point an alias to it.
 
     Args:
@@ -55,6 +64,7 @@ def register(folder: Path, name: str, store: Store, *, alias: str | None = None,
         name: of the registered network, made if there is none.
         store: where.
         alias: moved from another version, if it has one.
+        trusted: names of networks whose code may run, beside the store's; see `load_pruned`.
         say: told of every step.
 
     Raises:
@@ -62,7 +72,7 @@ def register(folder: Path, name: str, store: Store, *, alias: str | None = None,
         PruningError: a folder that is damaged, or a network that torch.export cannot follow.
     """
     check_name(name, alias)
-    pruned = read_pruned(folder)
+    pruned = read_pruned(folder, (*store.trusted, *trusted))
     with store.connected() as client:
         run = _run_of(client, pruned.policy)
         say(f"registering {name} at {store}" + ("" if run is None else f", as of run '{run.info.run_name}'"))

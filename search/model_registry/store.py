@@ -29,10 +29,12 @@ class Store:
     Attributes:
         uri: MLflow's tracking address.
         experiment: MLflow's experiment, for networks that no sweep's run knows.
+        trusted: names of networks whose code may run, as an experiment names them.
     """
 
     uri: str
     experiment: str = Tracking().experiment
+    trusted: tuple[str, ...] = ()
 
     @classmethod
     def find(cls, experiment: Path | None = None, uri: str | None = None) -> Self:
@@ -44,7 +46,7 @@ class Store:
         if experiment is None:
             return cls(uri or default_uri(Experiment.model_fields["storage"].default))
         asked = load_experiment(experiment)
-        return cls(uri or store_uri(asked.folder, asked.tracking.uri), asked.tracking.experiment)
+        return cls(uri or store_uri(asked.folder, asked.tracking.uri), asked.tracking.experiment, (asked.model.name,))
 
     def __str__(self) -> str:
         return without_password(self.uri)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from search.tracking.ledger import Ledger
 from search.tracking.outbox import OUTBOX, Line, first_start, read_lines
+from search.tracking.place import reason_of
 from search.tracking.position import Position
 from search.tracking.runs import Runs, is_refusal
 from search.tracking.writing import Writing
@@ -62,7 +63,7 @@ class Delivery:
         except Exception as error:
             if not is_refusal(error):
                 raise
-            _log.warning("MLflow refused an entry of %s: %s", self._outbox, error)
+            _log.warning("MLflow refused an entry of %s: %s", self._outbox, reason_of(error))
 
     def _connect(self, sweep: Line, start: int) -> Writing:
         """Connect, and read what was carried before."""

@@ -6,13 +6,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from pruning import Policy
+from pydantic import ValidationError
+
+from pruning import Policy, explain
 from search.errors import SweepError
 from search.pareto import Limits, pick
+from search.reading import well_formed
 from search.results import Metrics, State, TrialRecord
 from search.sections import Limit
 from search.standing import Standing
-from search.tracking.outbox import Line
+from search.tracking.outbox import OUTBOX, Line
 
 
 def record_to_json(record: TrialRecord) -> dict[str, Any]:
@@ -33,13 +36,22 @@ def record_to_json(record: TrialRecord) -> dict[str, Any]:
 
 
 def record_from_json(data: Mapping[str, Any]) -> TrialRecord:
-    """Return the trial that `record_to_json` wrote."""
+    """Return the trial that `record_to_json` wrote.
+
+    Raises:
+        PolicyError, ValueError, LookupError, TypeError: other data.
+    """
+    if not isinstance(data["number"], int) or not isinstance(data["params"], dict) or data["number"] < 0:
+        raise ValueError(f"expected a trial's number and what it decided, got {data['number']!r}")
+    times = [data[name] for name in ("started", "seconds", "ended") if data.get(name) is not None]
+    if not all(isinstance(time, (int, float)) and abs(time) < 2**53 for time in times):
+        raise ValueError(f"expected times in seconds, got {times}")
     return TrialRecord(
         number=data["number"],
         state=State(data["state"]),
         params=data["params"],
-        policy=Policy.model_validate(data["policy"]),
-        history=tuple(Metrics(**metrics) for metrics in data["history"]),
+        policy=_policy(data["policy"]),
+        history=tuple(Metrics.of(metrics) for metrics in data["history"]),
         feasible=data["feasible"],
         error=data["error"],
         started=data["started"],
@@ -47,6 +59,13 @@ def record_from_json(data: Mapping[str, Any]) -> TrialRecord:
         ended=data.get("ended"),
         extra=data.get("extra", {}),
     )
+
+
+def _policy(tree: Any) -> Policy:
+    try:
+        return Policy.model_validate(tree)
+    except ValidationError as error:
+        raise SweepError(explain(error, "policy", Policy)) from None
 
 
 HALF = Limits(max_macs=Limit(value=0.5, relative=True))
@@ -96,22 +115,27 @@ class Ledger:
     _progress: Progress | None = None
 
     def add(self, line: Line) -> None:
-        """Take a line into account; it may come twice."""
-        match line["kind"]:
-            case "start":
-                self.sweep = line
-                self._progress = None
-            case "trial_started" | "trial_ended":
-                record = record_from_json(line["record"])
-                self._progress = self.progress_with(record)
-                self.records[record.number] = record
-                self.interrupted.discard(record.number)
-                self._measure(record.number, record.history)
-            case "trial_reported" if line["number"] in self.records:
-                self.interrupted.discard(line["number"])
-                self._measure(line["number"], (Metrics(**line["metrics"]),))
-            case "closed":
-                self.interrupted |= self.running
+        """Take a line into account; it may come twice.
+
+        Raises:
+            SweepError: not a line as this program writes it.
+        """
+        with well_formed(f"{OUTBOX}: a line '{line['kind']}'", SweepError):
+            match line["kind"]:
+                case "start":
+                    self.sweep = line
+                    self._progress = None
+                case "trial_started" | "trial_ended":
+                    record = record_from_json(line["record"])
+                    self._progress = self.progress_with(record)
+                    self.records[record.number] = record
+                    self.interrupted.discard(record.number)
+                    self._measure(record.number, record.history)
+                case "trial_reported" if line["number"] in self.records:
+                    self.interrupted.discard(line["number"])
+                    self._measure(line["number"], (Metrics.of(line["metrics"]),))
+                case "closed":
+                    self.interrupted |= self.running
 
     def _measure(self, number: int, history: tuple[Metrics, ...]) -> None:
         self.measured.setdefault(number, {}).update({metrics.epoch: metrics for metrics in history})

@@ -7,7 +7,11 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import NoneType
 from typing import Any
+
+from pruning import parse_json
+from search.reading import lines_of
 
 OUTBOX = "mlflow-outbox.jsonl"
 
@@ -52,26 +56,31 @@ def _ends_torn(path: Path) -> bool:
 
 
 def read_lines(path: Path, start: int = 0) -> Iterator[tuple[Line | None, int]]:
-    """Yield each whole line from byte `start` on, with the byte after it; None for one that was cut short."""
+    """Yield each whole line from byte `start` on, with the byte after it; None for one that is torn or too long."""
     if not path.exists():
         return
     with path.open("rb") as file:
         file.seek(start)
-        for data in file:
-            if not data.endswith(b"\n"):
+        for data, length in lines_of(file):
+            if data is not None and not data.endswith(b"\n"):
                 return  # still being written, or torn for good
-            start += len(data)
-            yield _parsed(data), start
+            start += length
+            yield None if data is None else _parsed(data), start
 
 
 def _parsed(data: bytes) -> Line | None:
     try:
-        line = json.loads(data)
+        line = parse_json(data)
     except ValueError:
         return None
-    return line if isinstance(line, dict) and "kind" in line else None
+    return line if isinstance(line, dict) and isinstance(line.get("kind"), str) else None
 
 
 def first_start(path: Path) -> Line | None:
-    """Return the line that began the sweep."""
-    return next((line for line, _ in read_lines(path) if line and line["kind"] == "start"), None)
+    """Return the line that began the sweep; None where there is none that can be read."""
+    return next((line for line, _ in read_lines(path) if line and _is_start(line)), None)
+
+
+def _is_start(line: Line) -> bool:
+    texts = isinstance(line.get("sweep_id"), str) and isinstance(line.get("uri"), (str, NoneType))
+    return line["kind"] == "start" and texts and isinstance(line.get("experiment"), dict)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from urllib.parse import quote
 
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -31,8 +32,8 @@ def default_uri(storage: Path) -> str:
 
 
 def store_uri(folder: Path, uri: str | None) -> str:
-    """Return where the runs of a sweep's folder go, given what the experiment says."""
-    return uri or default_uri(folder.resolve().parent)
+    """Return where the runs of a sweep's folder go, given what the experiment says, or its copy in the folder."""
+    return with_password(uri) if uri else default_uri(folder.resolve().parent)
 
 
 def artifact_folder(uri: str) -> str | None:
@@ -42,9 +43,28 @@ def artifact_folder(uri: str) -> str | None:
     return (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlflow-artifacts").as_uri()
 
 
+PASSWORD = "MLFLOW_TRACKING_PASSWORD"
+"""The environment's variable that has the password of an address that was kept without it; MLflow reads it, too."""
+
+HIDDEN = "***"
+_PASSWORDS = (
+    r"(https?://[^/@:\s]*:)[^/?#\s]*(?=@)",
+    r"((?<!http)(?<!https)://[^/@:\s]*:)[^@\s]*(?=@)",  # of a database; it may have a slash in it
+    r"((?i:[?&](?:password|passwd|pwd|secret|token|sslpassword)=))[^&\s]*",
+)
+
+
 def without_password(uri: str) -> str:
-    """Return an address as it may be shown."""
-    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", uri)
+    """Return an address as it may be shown, and kept; or a text with such addresses in it."""
+    for password in _PASSWORDS:
+        uri = re.sub(password, rf"\g<1>{HIDDEN}", uri)
+    return uri
+
+
+def with_password(uri: str) -> str:
+    """Return an address that was kept without its password with that of the environment, if there is one."""
+    known = os.environ.get(PASSWORD)
+    return uri.replace(HIDDEN, quote(known, safe="")) if known else uri
 
 
 def reason_of(error: BaseException) -> str:

@@ -6,7 +6,10 @@ import hashlib
 import json
 from pathlib import Path
 
+from search.errors import SweepError
+from search.reading import read_json
 from search.tracking.outbox import OUTBOX, first_start, read_lines
+from search.tracking.place import without_password
 
 OFFSET = "mlflow-offset.json"
 
@@ -16,15 +19,15 @@ class Position:
 
     def __init__(self, folder: Path, uri: str, sweep_id: str) -> None:
         self._file, self._outbox = folder / OFFSET, folder / OUTBOX
-        self._store = hashlib.sha256(f"{uri} {sweep_id}".encode()).hexdigest()[:16]
+        self._store = hashlib.sha256(f"{without_password(uri)} {sweep_id}".encode()).hexdigest()[:16]
 
     def read(self) -> int:
         """Return the byte after the last line that the store got; 0 if the outbox has lost that line in a crash."""
         try:
-            memory = json.loads(self._file.read_text(encoding="utf-8"))
+            memory = read_json(self._file, SweepError)
             offset = int(memory["offset"]) if memory["store"] == self._store else 0
             return offset if offset and self._ends_a_line(offset) else 0
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             return 0
 
     def _ends_a_line(self, offset: int) -> bool:

@@ -19,9 +19,14 @@ from search.tracking.place import ENVIRONMENT, default_uri, store_uri, without_p
 HOST = "127.0.0.1"
 
 
-def ui_command(uri: str, port: int = 5000) -> list[str]:
-    """Return the command that shows a store's runs to this machine alone; run it with `ENVIRONMENT` set."""
-    server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+def ui_command(uri: str | None, port: int = 5000) -> list[str]:
+    """Return the command that shows a store's runs to this machine alone; run it with `ENVIRONMENT` set.
+
+    Args:
+        uri: the store's address; with None the environment has it, in `MLFLOW_BACKEND_STORE_URI`.
+        port: on this machine.
+    """
+    server = [sys.executable, "-m", "mlflow", "server", *([] if uri is None else ["--backend-store-uri", uri])]
     return [*server, "--host", HOST, "--port", str(port), "--workers", "1"]
 
 
@@ -39,7 +44,8 @@ def serve(folder: Path, port: int, say: Callable[[str], None]) -> None:
         if probe.connect_ex((HOST, port)) == 0:
             raise SweepError(f"port {port}: taken; choose another with --port")
     say(f"MLflow: http://{HOST}:{port}{_page(uri)}  (Ctrl-C ends it)")
-    process = subprocess.Popen(ui_command(uri, port), env={**ENVIRONMENT, **os.environ}, start_new_session=True)
+    environment = {**ENVIRONMENT, **os.environ, "MLFLOW_BACKEND_STORE_URI": uri}  # everybody sees a command
+    process = subprocess.Popen(ui_command(None, port), env=environment, start_new_session=True)
     signal.signal(signal.SIGTERM, _as_interrupt)
     try:
         code = process.wait()

@@ -21,7 +21,7 @@ from search.errors import SweepError
 from search.results import Metrics, TrialRecord
 from search.tracking.ledger import record_to_json
 from search.tracking.outbox import OUTBOX, Outbox, first_start
-from search.tracking.place import reason_of, set_environment, store_uri, without_password
+from search.tracking.place import HIDDEN, PASSWORD, reason_of, set_environment, store_uri, without_password
 from search.tracking.position import waiting
 
 if TYPE_CHECKING:
@@ -44,15 +44,18 @@ class Tracker:
     Args:
         folder: the sweep's.
         experiment: names the store and MLflow's experiment.
+        uri: the store's address with its password, where the experiment has it without; neither is written down.
         patience_s: how long `close` waits for the lines that are left, as long as MLflow answers.
 
     Attributes:
         left: lines that MLflow has not got when the tracker was closed.
     """
 
-    def __init__(self, folder: Path, experiment: Experiment, *, patience_s: float = 60.0) -> None:
+    def __init__(
+        self, folder: Path, experiment: Experiment, *, uri: str | None = None, patience_s: float = 60.0
+    ) -> None:
         self._folder, self._experiment, self._patience_s = folder, experiment, patience_s
-        self._uri = store_uri(folder, experiment.tracking.uri)
+        self._uri = store_uri(folder, uri or experiment.tracking.uri)
         self._outbox: Outbox | None = None
         self._wake, self._closing, self._abandoned = Event(), Event(), Event()
         self._thread = Thread(target=self._work, name="mlflow-outbox", daemon=True)
@@ -94,11 +97,11 @@ class Tracker:
         except OSError as error:
             self._unwritten = f"{path}: {error.strerror}"
             return
-        shown = _shown(self._experiment)
+        shown = without_secrets(self._experiment)
         self._append(
             "start",
             sweep_id=uuid.uuid4().hex,  # that of the first such line counts
-            uri=self._experiment.tracking.uri,
+            uri=shown.tracking.uri,
             experiment=shown.model_dump(mode="json"),
             yaml=shown.to_yaml(),
             baseline=dict(baseline),
@@ -224,12 +227,14 @@ def sync(folder: Path, uri: str | None = None) -> int:
         raise
     except Exception as error:
         left = waiting(folder, target)
-        raise SweepError(f"MLflow at {without_password(target)}: {reason_of(error)}; {left} entries wait") from None
+        advice = f"; its password is not kept, set {PASSWORD}" if HIDDEN in target else ""
+        reason = f"{reason_of(error)}{advice}; {left} entries wait"
+        raise SweepError(f"MLflow at {without_password(target)}: {reason}") from None
     return waiting(folder, target)
 
 
-def _shown(experiment: Experiment) -> Experiment:
-    """Return an experiment as everybody may read it."""
+def without_secrets(experiment: Experiment) -> Experiment:
+    """Return an experiment as everybody may read it: without the password of MLflow's address."""
     uri = experiment.tracking.uri
     tracking = experiment.tracking.model_copy(update={"uri": without_password(uri) if uri else None})
     return experiment.model_copy(update={"tracking": tracking})

@@ -92,7 +92,9 @@ class Writing:
         for name, content in line["artifacts"].items():
             if "text" in content:
                 self._runs.text(self._parent, content["text"], name)
-            elif (path := self._folder / content["path"]).is_file():
+            elif not (path := self._folder / content["path"]).resolve().is_relative_to(self._folder.resolve()):
+                _log.warning("%s is not in the sweep's folder and not sent to MLflow", path)
+            elif path.is_file():
                 self._runs.file(self._parent, path, _place(path))
             else:
                 _log.warning("%s is gone and not sent to MLflow", path)
@@ -153,7 +155,7 @@ class Writing:
         """Write measurements, in one call for each trial."""
         reports: dict[int, list[tuple[Metrics, int]]] = {}
         for line in lines:
-            reports.setdefault(line["number"], []).append((Metrics(**line["metrics"]), line["time"]))
+            reports.setdefault(line["number"], []).append((Metrics.of(line["metrics"]), line["time"]))
         for number, measurements in reports.items():
             record = self._ledger.records.get(number)
             if record is None:

@@ -14,7 +14,6 @@ from pruning import (
     count_cost,
     evaluate,
     hash_weights,
-    load_pruned,
 )
 from search import apply
 from search.apply import apply_policy
@@ -46,7 +45,7 @@ def policy(storage):
 def test_a_policy_applied_twice_gives_equal_weights(storage, policy, tmp_path):
     folders = [tmp_path / "one", tmp_path / "other"]
     one, other = (apply_policy(policy, tiny.experiment(storage), folder) for folder in folders)
-    hashes = [hash_weights(load_pruned(folder).model.state_dict()) for folder in folders]
+    hashes = [hash_weights(tiny.load_cut(folder).model.state_dict()) for folder in folders]
     assert hashes[0] == hashes[1]
     assert [applied.pruned.accuracy for applied in (one, other)] == [one.pruned.accuracy] * 2
     assert one.folder == folders[0]
@@ -55,7 +54,7 @@ def test_a_policy_applied_twice_gives_equal_weights(storage, policy, tmp_path):
 def test_the_folder_holds_the_network_that_was_tested(storage, policy, tmp_path):
     lines = []
     applied = apply_policy(policy, tiny.experiment(storage), tmp_path / "pruned", lines.append)
-    loaded, data = load_pruned(tmp_path / "pruned"), prepare(tiny.experiment(storage)).data
+    loaded, data = tiny.load_cut(tmp_path / "pruned"), prepare(tiny.experiment(storage)).data
     assert loaded.policy == policy
     assert {name: len(kept) for name, kept in loaded.kept.items()} == policy.widths
     assert evaluate(loaded.model, data.test).accuracy == applied.pruned.accuracy

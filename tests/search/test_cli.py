@@ -11,7 +11,7 @@ import torch
 import typer
 from PIL import Image
 
-from pruning import CRITERIA, Policy, build_model, evaluate, load_policy, load_pruned
+from pruning import CRITERIA, Policy, build_model, evaluate, load_policy
 from search import cli
 from search.pareto import knee
 from search.prepare import prepare, space_of
@@ -312,7 +312,7 @@ def test_the_best_trial_is_applied(call, sweep, tmp_path, monkeypatch):
 
     code, text, complaint = call("apply", "new/policy.json", sweep, "-o", "pruned", "--set", "latency.repeats=3")
     assert (code, complaint) == (0, "")
-    loaded = load_pruned(tmp_path / "pruned")
+    loaded = tiny.load_cut(tmp_path / "pruned")
     assert loaded.policy == policy
     accuracy = evaluate(loaded.model, prepare(Sweep.load(sweep).experiment).data.test).accuracy
     (row,) = [line for line in text.splitlines() if line.startswith("accuracy ")]

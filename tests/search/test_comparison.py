@@ -173,7 +173,7 @@ def test_a_second_run_does_what_is_missing_and_no_more(finished, monkeypatch):
 
 
 def test_a_torn_line_is_left_out(tmp_path):
-    whole = Result("a", {"macs": 1.0}, (Metrics(0, 0.5, 1.0, 2, 3),))
+    whole = Result("a", {"macs": 1.0, "params": 1.0}, (Metrics(0, 0.5, 1.0, 2, 3),))
     (tmp_path / "cells.jsonl").write_text(whole.to_json() + "\n" + whole.to_json()[:30])
     assert read_results(tmp_path) == {"a": whole}
     comparing._end_line(tmp_path / "cells.jsonl")

@@ -18,7 +18,6 @@ from pruning import (
     build_model,
     find_groups,
     load_data,
-    load_pruned,
 )
 from search import export
 from search.errors import SearchError
@@ -41,11 +40,11 @@ def rows(text):
 
 def test_the_files_lie_beside_the_network_and_are_it(call, tmp_path):
     folder = tiny.save_cut(tmp_path / "pruned")
-    code, text, complaint = call("export", folder, "--batch", "1,3", "--repeats", 2)
+    code, text, complaint = call("export", folder, *tiny.TRUST, "--batch", "1,3", "--repeats", 2)
     assert (code, complaint) == (0, "")
     images = torch.randn(4, *tiny.IMAGE_SHAPE, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        expected = load_pruned(folder).model(images)
+        expected = tiny.load_cut(folder).model(images)
     (found,) = onnxruntime.InferenceSession(folder / "network.onnx").run(None, {"images": images.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(torch.export.load(folder / "network.pt2").module()(images), expected)
@@ -79,9 +78,11 @@ def test_settings_choose_the_images(call, refused, saved, file, tmp_path):
 def test_nothing_is_overwritten_unless_that_is_wanted(call, refused, tmp_path):
     folder = tiny.save_cut(tmp_path / "pruned")
     (folder / "network.pt2").write_text("mine")
-    assert "network.pt2: exists; name another folder, or force it" in refused("export", folder, "--repeats", 1)
+    assert "network.pt2: exists; name another folder, or force it" in refused(
+        "export", folder, "--repeats", 1, *tiny.TRUST
+    )
     assert (folder / "network.pt2").read_text() == "mine"
-    assert call("export", folder, "--repeats", 1, "--format", "pt2", "--batch", 1, "--force")[0] == 0
+    assert call("export", folder, *tiny.TRUST, "--repeats", 1, "--format", "pt2", "--batch", 1, "--force")[0] == 0
     assert (folder / "network.pt2").read_bytes()[:2] == b"PK"
 
 
@@ -98,7 +99,7 @@ def test_nothing_is_overwritten_unless_that_is_wanted(call, refused, tmp_path):
     ],
 )
 def test_a_mistake_is_one_line(refused, saved, tmp_path, arguments, reason):
-    assert reason in refused("export", saved, "-o", tmp_path / "out", *arguments)
+    assert reason in refused("export", saved, *tiny.TRUST, "-o", tmp_path / "out", *arguments)
 
 
 def test_a_folder_without_a_pruned_network_is_one_line(refused, tmp_path):
@@ -112,7 +113,7 @@ def test_a_folder_without_a_pruned_network_is_one_line(refused, tmp_path):
 
 def test_a_network_that_no_graph_can_be_is_one_line(refused, tmp_path):
     folder = tiny.save_cut(tmp_path / "pruned", model="tiny:choosy")
-    complaint = refused("export", folder)
+    complaint = refused("export", folder, *tiny.TRUST)
     assert "Choosy: what it does depends on values of its input at tiny.py:" in complaint
     assert "use torch.where" in complaint
 
@@ -182,7 +183,7 @@ def widths_of(network):
     ],
 )
 def test_widths_are_rounded_up_to_what_groups_may_have(tmp_path, widths, rounded):
-    network = export._rounded(load_pruned(tiny.save_cut(tmp_path / "pruned", widths)))
+    network = export._rounded(tiny.load_cut(tiny.save_cut(tmp_path / "pruned", widths)))
     assert (None if network is None else widths_of(network)) == rounded
 
 

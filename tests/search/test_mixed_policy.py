@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 
-from pruning import CRITERIA, AuxiliaryPlacement, CriterionSpec, MixedRanking, Policy, hash_weights, load_pruned
+from pruning import CRITERIA, AuxiliaryPlacement, CriterionSpec, MixedRanking, Policy, hash_weights
 from search import rankings
 from search.apply import apply_policy
 from search.figures import table
@@ -125,10 +125,10 @@ def test_a_mixed_policy_applied_twice_is_the_network_of_its_trial(inputs, tmp_pa
     applied = [tmp_path / "one", tmp_path / "other"]
     for folder in applied:
         apply_policy(mixed, inputs.experiment, folder)
-    hashes = {hash_weights(load_pruned(folder).model.state_dict()) for folder in applied}
+    hashes = {hash_weights(tiny.load_cut(folder).model.state_dict()) for folder in applied}
     assert hashes == {hash_weights(outcome.network.state_dict())}
-    assert load_pruned(applied[0]).policy == mixed
-    assert load_pruned(applied[0]).kept == outcome.kept
+    assert tiny.load_cut(applied[0]).policy == mixed
+    assert tiny.load_cut(applied[0]).kept == outcome.kept
     assert tiny.files(cache) == before
 
 

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import urllib.request
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -19,9 +20,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import IMAGE_SHAPE, save_cut
 
-from pruning import PRUNED_FILES, UnknownNameError, count_cost, hash_weights, load_pruned
+from pruning import PRUNED_FILES, UnknownNameError, count_cost, hash_weights
+from search import model_registry
 from search.errors import RegistryError
-from search.model_registry import Store, fetch, register
+from search.model_registry import Store
 from search.model_registry.checksums import SUMS, check_sums, write_sums
 from search.model_registry.registering import DIGEST
 from search.model_registry.store import Reference, check_name
@@ -33,6 +35,8 @@ set_environment()
 import mlflow  # noqa: E402
 from mlflow import MlflowClient  # noqa: E402
 
+fetch = partial(model_registry.fetch, trusted=tiny.TRUSTED)
+register = partial(model_registry.register, trusted=tiny.TRUSTED)
 PICKLES = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
 
 
@@ -96,7 +100,7 @@ def artifacts(store, name="net", version=1):
 def test_a_network_comes_back_bit_for_bit(store, saved, tmp_path, reference):
     fetched = fetch(reference, tmp_path / "deep" / "again", store)
     assert contents(tmp_path / "deep" / "again") == contents(saved)
-    before, after = load_pruned(saved), load_pruned(fetched.folder)
+    before, after = tiny.load_cut(saved), tiny.load_cut(fetched.folder)
     assert (after.policy, after.kept, after.image_shape) == (before.policy, before.kept, before.image_shape)
     images = torch.randn(5, *IMAGE_SHAPE)
     with torch.no_grad():
@@ -106,7 +110,7 @@ def test_a_network_comes_back_bit_for_bit(store, saved, tmp_path, reference):
 
 
 def test_what_is_known_of_the_network_stands_in_its_tags(store, saved):
-    pruned, found = load_pruned(saved), client_of(store).get_model_version("net", "2")
+    pruned, found = tiny.load_cut(saved), client_of(store).get_model_version("net", "2")
     cost = count_cost(pruned.model, torch.zeros(1, *IMAGE_SHAPE))
     digest = found.tags.pop(DIGEST)
     assert found.tags == {
@@ -127,11 +131,11 @@ def test_mlflow_alone_loads_the_network_without_pickles_for_batches_of_any_size(
     program = mlflow.pytorch.load_model("models:/net@champion")
     images = torch.randn(5, *IMAGE_SHAPE)
     with torch.no_grad():
-        assert torch.equal(program(images), load_pruned(saved).model(images))
-        assert torch.equal(program(images[:1]), load_pruned(saved).model(images[:1]))
+        assert torch.equal(program(images), tiny.load_cut(saved).model(images))
+        assert torch.equal(program(images[:1]), tiny.load_cut(saved).model(images[:1]))
     about = mlflow.models.get_model_info("models:/net/2")
     assert [(spec.type.name, spec.shape) for spec in about.signature.inputs] == [("float32", (-1, *IMAGE_SHAPE))]
-    assert about.metadata["policy"] == load_pruned(saved).policy.fingerprint
+    assert about.metadata["policy"] == tiny.load_cut(saved).policy.fingerprint
     example = mlflow.models.Model.load("models:/net/2").load_input_example("models:/net/2")
     assert (example.shape, str(example.dtype)) == ((2, *IMAGE_SHAPE), "float32")
     served = mlflow.pyfunc.load_model("models:/net/2").predict(example)
@@ -158,7 +162,7 @@ def test_an_alias_moves_to_the_version_that_is_registered_with_it(new_store, tmp
 
 
 def test_the_sweeps_run_that_tried_the_policy_is_linked(new_store, saved):
-    policy = load_pruned(saved).policy
+    policy = tiny.load_cut(saved).policy
     runs = Runs(new_store.uri, "another", "sweep")
     parent = runs.ensure(None, "s1", 1, {})
     ids = [runs.ensure(number, f"trial {number}", number, {"policy": policy.fingerprint}) for number in (1, 2, 3)]
@@ -207,6 +211,24 @@ def add_pickle(folder):
     (folder / "data" / "pickle_module_info.txt").write_text("pickle")
 
 
+def add_code(folder):
+    """A module that MLflow would import for the name of the pickle module."""
+    add_pickle(folder)
+    (folder / "code").mkdir()
+    (folder / "code" / "of_a_stranger.py").write_text("import os; os.environ['RAN'] = 'yes'")
+    (folder / "data" / "pickle_module_info.txt").write_text("of_a_stranger")
+    about = folder / "MLmodel"
+    about.write_text(about.read_text().replace("code: null", "code: code").replace("code: ''", "code: code"))
+
+
+def add_link(folder):
+    (folder / "more").symlink_to("/etc/hostname")
+
+
+def add_file(folder):
+    (folder / "pruned" / "setup.py").write_text("")
+
+
 DAMAGES = {
     "pruned/weights.safetensors is changed": swap_weights,
     "pruned/kept.json is missing": lambda folder: (folder / "pruned" / "kept.json").unlink(),
@@ -235,7 +257,10 @@ def resign(store, folder):
     ("damage", "reason"),
     [
         (swap_weights, r"net/1: the logged program: differs from the network by "),
-        (add_pickle, r"net/1: Deserializing model using pickle is disallowed"),
+        (add_pickle, r"net/1: expected model.pt2 in data, got others: model.pth, pickle_module_info.txt"),
+        (add_code, r"net/1: expected a network without code, got one with some"),
+        (add_link, r"^MLflow at sqlite:.* failures occurred while downloading"),
+        (add_file, r"in pruned, got others: setup.py"),
     ],
 )
 def test_even_with_right_hashes_the_program_has_to_give_what_the_network_gives(
@@ -245,8 +270,10 @@ def test_even_with_right_hashes_the_program_has_to_give_what_the_network_gives(
     damage(artifacts(new_store))
     resign(new_store, artifacts(new_store))
     monkeypatch.setenv(PICKLES, "true")  # whatever else the user reads
+    monkeypatch.delenv("RAN", raising=False)
     with pytest.raises(RegistryError, match=reason):
         fetch("net/1", tmp_path / "again", new_store)
+    assert "RAN" not in os.environ
     assert not (tmp_path / "again").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["all sweeps"]
 
@@ -347,7 +374,7 @@ def test_a_folder_without_a_pruned_network_is_one_line(refused, tmp_path):
 
 def test_a_network_that_no_graph_can_be_leaves_no_trace_in_the_registry(new_store, tmp_path, call):
     folder = save_cut(tmp_path / "pruned", model="tiny:choosy")
-    code, _, complaint = call("register", folder, "net", "--uri", new_store.uri)
+    code, _, complaint = call("register", folder, "net", *tiny.TRUST, "--uri", new_store.uri)
     assert (code, complaint.count("\n")) == (2, 1)
     assert "error: Choosy: what it does depends on values of its input" in complaint
     client = client_of(new_store)
@@ -393,7 +420,7 @@ def forbidding():
 @pytest.mark.parametrize("command", [("register", "net"), ("fetch", "net/1")])
 def test_a_server_that_is_away_or_refuses_is_one_line(refused, saved, tmp_path, forbidding, command):
     name, argument = command
-    asked = [name, saved, argument] if name == "register" else [name, argument, "-o", tmp_path / "again"]
+    asked = [name, saved, argument, *tiny.TRUST] if name == "register" else [name, argument, "-o", tmp_path / "again"]
     complaint = refused(*asked, "--uri", forbidding)
     assert "error code 403" in complaint
     assert "--allowed-hosts" in complaint
@@ -414,7 +441,7 @@ def test_the_commands_use_the_store_of_an_experiment(call, saved, file, tmp_path
     code, text, complaint = call("register", saved, "net", "--alias", "champion", "--experiment", experiment)
     assert (code, complaint) == (0, "")
     assert text.splitlines()[-1] == "registered net/1 as net@champion"
-    assert f"  policy {load_pruned(saved).policy.fingerprint}" in text.splitlines()
+    assert f"  policy {tiny.load_cut(saved).policy.fingerprint}" in text.splitlines()
     client = MlflowClient(default_uri(tmp_path / "sweeps"))
     (model,) = client.search_logged_models([client.get_experiment_by_name("mine").experiment_id])
     assert model.status == "READY"

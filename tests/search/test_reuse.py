@@ -117,7 +117,8 @@ def test_an_experiment_tells_the_size_of_the_images(call, file, written, refused
     code, text, _ = call("describe", path, file())
     assert code == 0
     assert f"{layout.cost.full.macs:,} → {layout.cost.cost({'first': 3}).macs:,}" in text
-    complaint = refused("describe", path)
+    assert f"--trust {policy.model.name}" in refused("describe", path)
+    complaint = refused("describe", path, *tiny.TRUST)
     assert "expected an attribute input_shape" in complaint
     assert "or name an experiment, whose images tell it" in complaint
     assert "--set seed=1: expected an experiment that it changes" in refused("describe", path, "--set", "seed=1")

@@ -17,7 +17,6 @@ from pruning import (
     checkpoint,
     layout_of,
     load_policy,
-    load_pruned,
     load_weights,
 )
 from pruning.checkpoint import read_state_dict
@@ -84,7 +83,7 @@ def test_a_resnet_cut_twice_from_one_seed_is_equal_bit_for_bit(tmp_path):
     for folder, seed in zip(folders, (3, 3, 4), strict=True):
         torch.manual_seed(len(folder.name))  # the caller's random numbers do not matter
         apply_policy(policy.model_copy(update={"seed": seed}), asked, folder)
-    one, other, seeded = (load_pruned(folder) for folder in folders)
+    one, other, seeded = (tiny.load_cut(folder) for folder in folders)
     states = [network.model.state_dict() for network in (one, other, seeded)]
     assert one.kept == other.kept
     assert list(states[0]) == list(states[1])
@@ -97,7 +96,7 @@ def test_a_policy_is_applied_to_other_weights_of_its_network(call, experiment, w
     options = ("--recipe", "epochs=0", "--recipe", "recalibration_images=0", "-o", tmp_path / "pruned")
     code, text, complaint = call("apply", written, experiment, "--set", f"weights={other}", *options)
     assert (code, complaint) == (0, "")
-    pruned, full = load_pruned(tmp_path / "pruned"), read_state_dict(other)
+    pruned, full = tiny.load_cut(tmp_path / "pruned"), read_state_dict(other)
     kept = list(pruned.kept["first"])
     assert torch.equal(pruned.model.state_dict()["first.weight"], full["first.weight"][kept])
     assert torch.equal(
@@ -117,7 +116,7 @@ def test_a_transferred_policy_is_applied_to_the_other_network(call, experiment, 
     assert call("transfer", written, wide, "-o", tmp_path / "moved.json")[0] == 0
     options = ("--recipe", "epochs=0", "-o", tmp_path / "pruned")
     assert call("apply", tmp_path / "moved.json", wide, *options)[0] == 0
-    cut = load_pruned(tmp_path / "pruned").model
+    cut = tiny.load_cut(tmp_path / "pruned").model
     assert (cut.first.out_channels, cut.second.out_channels) == (10, 11)  # 5 of 8 and 9 of 16
 
 
@@ -240,10 +239,10 @@ def test_kept_channels_of_another_network_are_one_line(storage, policy, tmp_path
         apply_policy(changed, tiny.experiment(storage, latency={"repeats": 1}), folder)
     shutil.copy(folders[1] / "kept.json", folders[0])
     with pytest.raises(CheckpointError, match=r"one, kept\.first: expected 5 channels, got 4$"):
-        load_pruned(folders[0])
+        tiny.load_cut(folders[0])
     kept = json.loads((folders[0] / "kept.json").read_text())
     kept["kept"] = {"layer1.0.conv1": [0, 1, 2, 3, 4], "second": kept["kept"]["second"]}
     (folders[0] / "kept.json").write_text(json.dumps(kept))
     with pytest.raises((CheckpointError, PolicyError), match=r"kept\.(first|layer1\.0\.conv1): expected") as caught:
-        load_pruned(folders[0])
+        tiny.load_cut(folders[0])
     assert "\n" not in str(caught.value)

@@ -7,7 +7,7 @@ import tiny
 import torch
 from mlflow import MlflowClient
 
-from pruning import evaluate, hash_weights, load_policy, load_pruned
+from pruning import evaluate, hash_weights, load_policy
 from search.driver import run_sweep
 from search.prepare import prepare
 from search.tracking import store_uri
@@ -42,7 +42,7 @@ def test_a_policy_from_mlflow_gives_the_network_of_its_trial_and_the_registry_ke
     code, said, _ = call("apply", path, sweep.folder, "-o", tmp_path / "pruned")
     assert code == 0
 
-    inputs, applied = prepare(sweep.experiment), load_pruned(tmp_path / "pruned").model
+    inputs, applied = prepare(sweep.experiment), tiny.load_cut(tmp_path / "pruned").model
     trial = run_trial(load_policy(path), inputs, lambda *_: None).network
     assert evaluate(applied, inputs.data.val).accuracy == run.data.metrics["accuracy"]
     assert hash_weights(applied.state_dict()) == hash_weights(trial.state_dict())
@@ -51,9 +51,9 @@ def test_a_policy_from_mlflow_gives_the_network_of_its_trial_and_the_registry_ke
     assert percent(tested, 2) in said
 
     store = ["--uri", store_uri(sweep.folder, None)]
-    assert call("register", tmp_path / "pruned", "net", "--alias", "champion", *store)[0] == 0
+    assert call("register", tmp_path / "pruned", "net", "--alias", "champion", *store, *tiny.TRUST)[0] == 0
     assert client.get_model_version_by_alias("net", "champion").run_id == run.info.run_id
-    assert call("fetch", "net@champion", "-o", tmp_path / "again", *store)[0] == 0
+    assert call("fetch", "net@champion", "-o", tmp_path / "again", *store, *tiny.TRUST)[0] == 0
     images = torch.randn(7, *tiny.IMAGE_SHAPE)
     with torch.no_grad():
-        assert torch.equal(load_pruned(tmp_path / "again").model(images), applied(images))
+        assert torch.equal(tiny.load_cut(tmp_path / "again").model(images), applied(images))

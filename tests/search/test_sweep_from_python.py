@@ -9,7 +9,6 @@ import pytest
 import tiny
 
 import search
-from pruning import load_pruned
 from search import Sweep
 from search.errors import SweepError
 
@@ -35,7 +34,7 @@ def test_the_example_goes_from_a_file_to_a_pruned_network(ran):
     assert len(sweep.records) == 3
     choice = sweep.best(max_macs="80%")
     assert choice.explanation in said
-    pruned = load_pruned(sweep.folder / "pruned")
+    pruned = tiny.load_cut(sweep.folder / "pruned")
     assert pruned.policy == choice.policy
     assert f"MACs: {sweep.folder / 'pruned'}" in said.splitlines()[-1]
 

@@ -17,6 +17,7 @@ from pruning import (
     build_model,
     find_groups,
     load_data,
+    load_pruned,
     prune,
     save_pruned,
     save_weights,
@@ -275,6 +276,15 @@ def save_cut(folder, widths=None, model="tiny:network"):
     kept = prune(cut, policy, CRITERIA.build("l1").rank(cut, groups), groups=groups, example_input=example)
     save_pruned(folder, cut, policy, kept, image_shape=IMAGE_SHAPE)
     return folder
+
+
+TRUSTED = ("tiny:network", "tiny:blocks", "tiny:choosy")
+TRUST = [part for name in TRUSTED for part in ("--trust", name)]
+
+
+def load_cut(folder):
+    """Load what `save_cut` or `apply` saved of a network in this file."""
+    return load_pruned(folder, trusted=TRUSTED)
 
 
 def files(folder):
