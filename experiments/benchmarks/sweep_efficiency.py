@@ -108,11 +108,15 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--trials", type=int, default=48)
     parser.add_argument("--epochs", type=int, default=0)
+    parser.add_argument("--minimum", default="15%", help="of the budgets of `ours`")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--storage", type=Path, default=Path("sweeps"), help="where rankings and measurements are kept")
     arguments = parser.parse_args()
-    asked = {name: getattr(arguments, name) for name in ("weights", "images", "model", "table", "epochs", "storage")}
+    asked = {
+        name: getattr(arguments, name)
+        for name in ("weights", "images", "model", "table", "epochs", "storage", "minimum")
+    }
     runs = [(name, seed) for name in arguments.methods for seed in range(arguments.seeds)]
     runs = [(name, seed) for name, seed in runs if name not in STOPPING or arguments.epochs]
     context = multiprocessing.get_context("spawn")
@@ -303,7 +307,10 @@ def experiment_of(options: Mapping[str, Any]) -> Experiment:
                 "options": {"root": str(Path(options["images"]).resolve()), "val_fraction": 0.2},
             },
             "recipe": {"epochs": options["epochs"], "recalibration_images": 2048},
-            "search": {"criterion": list(CRITERIA), "budget": {"minimum": "15%", "maximum": "95%"}},
+            "search": {
+                "criterion": list(CRITERIA),
+                "budget": {"minimum": options["minimum"], "maximum": "95%"},
+            },
             "storage": str(Path(options["storage"]).resolve()),
         }
     )
