@@ -74,19 +74,18 @@ def run_or_resume(experiment: Experiment, *, say: Say = silent, address: str = "
     Raises:
         SweepError: the sweep in the experiment's folder was asked something else; see `run_sweep` and `resume_sweep`.
     """
-    experiment = _portable(experiment)
     folder = experiment.folder
     if not (folder / EXPERIMENT).is_file():
         return run_sweep(experiment, say=say, address=address, live=live)
-    sweep = Sweep.load(folder)
-    asked = sweep.experiment.search.trials  # more, if it was extended since
-    trials = experiment.search.model_copy(update={"trials": max(asked, experiment.search.trials)})
-    if places := _differences(sweep.experiment, experiment.model_copy(update={"search": trials})):
+    sweep, asked = Sweep.load(folder), _portable(experiment)
+    trials = max(sweep.experiment.search.trials, asked.search.trials)  # it may have been extended since
+    longer = asked.model_copy(update={"search": asked.search.model_copy(update={"trials": trials})})
+    if places := _differences(without_secrets(sweep.experiment), longer):
         raise SweepError(f"sweep {folder}: was run with another {', '.join(places)}; give this one another name")
     if sweep.is_finished:
         say(f"{folder} is finished: {sweep.ending}")
         return sweep
-    return resume_sweep(folder, say=say, address=address, live=live)
+    return resume_sweep(folder, say=say, address=address, live=live, uri=experiment.tracking.uri)
 
 
 def _differences(one: Experiment, other: Experiment) -> list[str]:
@@ -102,8 +101,17 @@ def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     return found
 
 
-def resume_sweep(folder: Path, *, say: Say = silent, address: str = "local", live: bool = True) -> Sweep:
+def resume_sweep(
+    folder: Path, *, say: Say = silent, address: str = "local", live: bool = True, uri: str | None = None
+) -> Sweep:
     """Take up a sweep that was interrupted: finished trials stay, interrupted ones go on or start again.
+
+    Args:
+        folder: the sweep's.
+        say: told of every step.
+        address: of a Ray cluster to join; `local` starts one on this machine.
+        live: whether a live view is shown in a terminal.
+        uri: MLflow's address with its password, which the folder does not keep; else the environment has it.
 
     Raises:
         SweepError: no such sweep, one that is finished or running, or no cluster at the address.
@@ -115,7 +123,7 @@ def resume_sweep(folder: Path, *, say: Say = silent, address: str = "local", liv
         if sweep.is_finished:
             raise SweepError(f"sweep {folder}: finished, {sweep.ending}; add some with: {_more(folder)}")
         say(f"resuming {folder}: {ended} of {sweep.experiment.search.trials} trials have ended")
-        return _go_on(sweep, say, address, live=live)
+        return _go_on(sweep, say, address, live=live, uri=uri)
 
 
 def extend_sweep(folder: Path, trials: int, *, say: Say = silent, address: str = "local", live: bool = True) -> Sweep:
@@ -142,8 +150,8 @@ def extend_sweep(folder: Path, trials: int, *, say: Say = silent, address: str =
         return _go_on(replace(sweep, experiment=experiment), say, address, live=live)
 
 
-def _go_on(sweep: Sweep, say: Say, address: str, *, live: bool) -> Sweep:
-    uri, experiment = sweep.experiment.tracking.uri, without_secrets(sweep.experiment)
+def _go_on(sweep: Sweep, say: Say, address: str, *, live: bool, uri: str | None = None) -> Sweep:
+    uri, experiment = uri or sweep.experiment.tracking.uri, without_secrets(sweep.experiment)
     check_resources(experiment, address)
     with counting_into(sweep.folder / EVENTS), _prepared(experiment, address, say) as (inputs, shared):
         return _launch(inputs, shared, space_of(inputs), sweep.folder, say, live=live, uri=uri)

@@ -6,9 +6,10 @@ import socket
 import pytest
 import tiny
 
+from search import driver
 from search.config import EXPERIMENT, load_experiment
-from search.driver import extend_sweep, run_sweep
-from search.tracking import store_uri, sync
+from search.driver import extend_sweep, run_or_resume, run_sweep
+from search.tracking import Tracker, store_uri, sync
 from search.tracking.outbox import OUTBOX
 from search.tracking.place import PASSWORD, without_password
 from search.tracking.position import Position
@@ -64,6 +65,24 @@ def test_a_kept_address_gets_its_password_from_the_environment(tmp_path, monkeyp
     monkeypatch.setenv(PASSWORD, "p@ss/word")
     assert store_uri(tmp_path, kept) == "postgresql://me:p%40ss%2Fword@host/db"
     assert store_uri(tmp_path, "http://host:5000") == "http://host:5000"
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_job_that_is_started_again_has_the_password_of_its_file(tmp_path, monkeypatch, dead):
+    seen = []
+
+    def tracker(*args, uri, **options):
+        seen.append(uri)
+        return Tracker(*args, uri=uri, patience_s=0, **options)
+
+    monkeypatch.setattr(driver, "Tracker", tracker)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    experiment = tiny.experiment(tmp_path, tracking={"uri": dead}, search={"trials": 1})
+    path = run_or_resume(experiment, live=False).folder / EXPERIMENT
+    path.write_text(path.read_text().replace("trials: 1", "trials: 2"))  # as if it had been extended, and interrupted
+    assert len(run_or_resume(experiment, live=False).records) == 2
+    assert seen == [dead, dead]
+    assert holding(tmp_path, SECRET) == []
 
 
 def test_the_users_own_file_keeps_its_password(tmp_path, dead):
