@@ -47,7 +47,7 @@ from pruning.initialise import draw_weights
 from pruning.latency import Latency, compare_latency, measure_latency
 from pruning.latency_model import LatencyModel, measure_widths
 from pruning.layout import Layout, layout_of
-from pruning.limits import MALFORMED, parse_json
+from pruning.limits import MALFORMED, parse_json, read_bytes
 from pruning.memory import BatchSizeWarning, DeviceMemoryError, is_out_of_memory, told_briefly
 from pruning.methods.dcp_schedules import Selector, joint_schedule, stagewise_schedule
 from pruning.mixed_ranking import MixedRanking
@@ -153,6 +153,7 @@ __all__ = [
     "model_names",
     "observe",
     "parse_json",
+    "read_bytes",
     "paper_groups",
     "project",
     "prune",

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from pruning.errors import CheckpointError, ModelError, PruningError
+from pruning.errors import CheckpointError, ModelError
 
 LARGEST_JSON = 2**24
 """Bytes of a policy, or of a list of kept channels."""
@@ -33,11 +33,11 @@ MALFORMED = (ArithmeticError, AssertionError, AttributeError, LookupError, Recur
 """What code raises that meets other data than it was written for."""
 
 
-def read_bytes(path: Path, most: int, error: type[PruningError] = CheckpointError) -> bytes:
+def read_bytes(path: Path, most: int, error: type[ValueError] = CheckpointError) -> bytes:
     """Return the content of a file.
 
     Raises:
-        PruningError: of the type `error`: it has more bytes than `most`.
+        ValueError: of the type `error`: it has more bytes than `most`.
         OSError: it cannot be read.
     """
     with path.open("rb") as file:

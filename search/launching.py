@@ -105,7 +105,7 @@ def _check_address(address: str) -> None:
 def check_places(experiment: Experiment) -> None:
     """Refuse a cluster with a node that does not see the experiment's storage, images or weights at the same place.
 
-    Nodes that join later are not asked; a trial there fails with the name of what it lacks.
+    Nodes that join later are not asked.
 
     Raises:
         SweepError: names the place and the node.

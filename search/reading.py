@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pruning import MALFORMED, PruningError, parse_json
+from pruning import MALFORMED, PruningError, parse_json, read_bytes
 from search.errors import SearchError
 
 LARGEST_EXPERIMENT = 2**20
@@ -33,11 +33,7 @@ def read_text(path: Path, most: int, error: type[SearchError]) -> str:
         SearchError: of the type `error`: it has more bytes than `most`.
         OSError, UnicodeDecodeError: it cannot be read.
     """
-    with path.open("rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise error(f"{path}: expected at most {most:,} bytes, got more")
-    return content.decode("utf-8")
+    return read_bytes(path, most, error).decode("utf-8")
 
 
 def read_json(path: Path, error: type[SearchError]) -> Any:
