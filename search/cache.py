@@ -18,6 +18,8 @@ from filelock import FileLock, Timeout
 
 from search.config import Experiment
 from search.counts import note
+from search.errors import PlaceError
+from search.places import fetch, store
 
 T = TypeVar("T")
 
@@ -38,6 +40,7 @@ class Cache:
 
     Whoever makes a file holds its lock; the others wait and read. The system takes a lock from a process that dies. A
     file appears whole or not at all. What a reader refuses, because it was torn or is another version's, is made again.
+    The copy of an address is a cache of each machine before that of all: the limit and the locks are a machine's.
 
     Args:
         folder: gets a folder for each kind, and one for the locks.
@@ -80,7 +83,7 @@ class Cache:
     def find(self, path: Path, read: Callable[[Path], T]) -> T | None:
         """Return what lies at `path`, and note that it was used; None where `read` refuses it or there is nothing."""
         try:
-            found = read(path) if path.exists() else None
+            found = read(path) if path.exists() or fetch(path).exists() else None
         except ValueError:
             return None
         if found is not None:
@@ -96,6 +99,8 @@ class Cache:
             made = make(draft)
             if draft.exists():
                 draft.replace(path)
+                with suppress(PlaceError):  # it is here
+                    store(path)
         finally:
             draft.unlink(missing_ok=True)
         note(path.parent.name, path.stem, made=True)

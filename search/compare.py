@@ -16,6 +16,7 @@ from search.comparison import Cell
 from search.errors import SearchError, SweepError
 from search.inputs import Say, silent
 from search.launching import check_resources, ray_session
+from search.mirror import kept
 from search.prepare import load_baseline, prepare, space_of
 from search.reading import json_lines
 from search.results import Metrics
@@ -78,7 +79,12 @@ def compare(cells: Sequence[Cell], say: Say = silent, address: str = "local") ->
     first = cells[0].experiment
     folder = first.folder.resolve()
     check_resources(first, address)
-    results = read_results(folder)
+    with kept(folder, say):
+        return _compare(cells, folder, say, address)
+
+
+def _compare(cells: Sequence[Cell], folder: Path, say: Say, address: str) -> Path:
+    first, results = cells[0].experiment, read_results(folder)
     left = [cell for cell in cells if cell.key not in results]
     say(f"{len(cells)} cells, {len(cells) - len(left)} of them have a result in {folder}")
     folder.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,8 @@ from pruning import (
 )
 from search.dialect import read_yaml, write_yaml
 from search.errors import ExperimentError
+from search.mirror import pulled
+from search.places import address_of, is_address, path_of
 from search.reading import LARGEST_EXPERIMENT, read_text
 from search.sections import (
     ONE_OR_MORE,
@@ -59,6 +61,9 @@ TAKEN = ("baselines", "cache", "mlflow-artifacts", "mlflow.db")
 
 PAPERS = "papers"
 """Among what is tried first: the papers' own rules."""
+
+Placed = Annotated[Path, BeforeValidator(lambda value: path_of(value) if isinstance(value, str) else value)]
+"""A path, or the copy of an address."""
 
 Objective = Literal["accuracy", "macs", "params", "latency_ms"]
 Sampler = Literal["random", "nsga2", "nsga3", "tpe", "gp"]
@@ -166,11 +171,11 @@ class SearchSpace(Section):
     @property
     def start_paths(self) -> tuple[Path, ...]:
         """The policy files and sweeps' folders among what is tried first."""
-        return tuple(Path(item) for item in self.start if _is_path(item))
+        return tuple(path_of(item) for item in self.start if _is_path(item))
 
     def with_start_paths(self, change: Callable[[Path], Path]) -> SearchSpace:
         """Return the same with other paths of what is tried first."""
-        start = (str(change(Path(item))) if _is_path(item) else item for item in self.start)
+        start = (str(change(path_of(item))) if _is_path(item) else item for item in self.start)
         return self.model_copy(update={"start": tuple(start)})
 
     @field_validator("recipe")
@@ -251,12 +256,15 @@ BASELINE: dict[str, Any] = {"epochs": 20, "learning_rate": 0.05}
 
 
 class Experiment(Section):
-    """One question: which network on which images is cut how. Paths are relative to the experiment's file."""
+    """One question: which network on which images is cut how.
+
+    Paths are relative to the experiment's file, or addresses: `s3://bucket/sweeps`.
+    """
 
     name: Annotated[str, Field(pattern=r"^\w[\w.+-]*$")]
     model: Annotated[ModelSpec, BeforeValidator(by_name, json_schema_input_type=str | ModelSpec)]
     data: Annotated[DataSpec, BeforeValidator(by_name, json_schema_input_type=str | DataSpec)] = DataSpec()
-    weights: Path | None = None
+    weights: Placed | None = None
     """The baseline's checkpoint; without it the sweep trains a baseline by `baseline` first."""
     baseline: Recipe = Recipe(**BASELINE)
     """How a baseline is trained."""
@@ -270,7 +278,7 @@ class Experiment(Section):
     resources: Resources = Resources()
     latency: LatencySpec = LatencySpec()
     tracking: Tracking = Tracking()
-    storage: Path = Path("sweeps")
+    storage: Placed = Path("sweeps")
     cache_gib: Annotated[float, Field(ge=0)] = 10.0
     """How much rankings and heads may take in the storage's `cache`; those used least recently go first."""
 
@@ -333,7 +341,7 @@ class Experiment(Section):
 
     def to_yaml(self) -> str:
         """Return the experiment as YAML that `load_experiment` reads back."""
-        return write_yaml(self.model_dump(mode="json"))
+        return write_yaml(_with_addresses(self.model_dump(mode="json")))
 
 
 def load_experiment(path: Path, settings: Sequence[str] = ()) -> Experiment:
@@ -344,7 +352,7 @@ def load_experiment(path: Path, settings: Sequence[str] = ()) -> Experiment:
     Raises:
         ExperimentError: unreadable, no YAML, or a value that names its place.
     """
-    if path.is_dir():  # wherever the folder is now, its sweep's baseline and rankings are beside it
+    if pulled(path).is_dir():  # wherever the folder is now, its sweep's baseline and rankings are beside it
         return load_experiment(path / EXPERIMENT, [f"storage={path.resolve().parent}", *settings])
     tree = read_tree(path, settings)
     if COMPARE in tree:
@@ -397,7 +405,7 @@ def parse_experiment(tree: dict[str, Any], base: Path = Path()) -> Experiment:
             paths["weights"] = base / experiment.weights.expanduser()
         options = dict(experiment.data.options)
         if isinstance(options.get("root"), str):
-            options["root"] = str(base / Path(options["root"]).expanduser())
+            options["root"] = str(base / path_of(options["root"]).expanduser())
         search = experiment.search.with_start_paths(lambda path: base / path.expanduser())
     except RuntimeError as error:  # `~nobody`
         raise ExperimentError(f"experiment: a path that cannot be: {error}") from None
@@ -429,5 +437,15 @@ def _from_here(place: str, value: Any) -> Any:
         return {key: _from_here(f"{place}.{key}", below) for key, below in value.items()}
     if isinstance(value, list):
         return [_from_here(place, item) for item in value]
-    names_path = place.removeprefix(f"{COMPARE}.grid.") in PATHS and isinstance(value, str)
-    return str(Path(value).expanduser().resolve()) if names_path else value
+    if place.removeprefix(f"{COMPARE}.grid.") not in PATHS or not isinstance(value, str) or is_address(value):
+        return value
+    return str(Path(value).expanduser().resolve())
+
+
+def _with_addresses(value: Any) -> Any:
+    """Return keys and values with addresses in place of the paths of their copies."""
+    if isinstance(value, dict):
+        return {key: _with_addresses(below) for key, below in value.items()}
+    if isinstance(value, list):
+        return [_with_addresses(item) for item in value]
+    return address_of(Path(value)) or value if isinstance(value, str) else value

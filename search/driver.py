@@ -25,6 +25,7 @@ from search.errors import SweepError, SweepInterruptedError
 from search.guide import guide_of
 from search.inputs import Inputs, Say, silent
 from search.launching import check_resources, ray_session
+from search.mirror import kept, pulled
 from search.prepare import prepare_ahead, space_of
 from search.progress import LiveView
 from search.results import State
@@ -53,17 +54,18 @@ def run_sweep(experiment: Experiment, *, say: Say = silent, address: str = "loca
     """
     uri, experiment = experiment.tracking.uri, _portable(experiment)
     folder = experiment.folder
-    if folder.exists():
-        raise _taken(folder)
-    check_resources(experiment, address)
-    check_start(experiment)  # refuses what is not there before anything is ranked
-    events: list[Event] = []
-    with counting(events.append), _prepared(experiment, address, say) as (inputs, shared):
-        space = space_of(inputs)
-        _create(folder, experiment, inputs, make_starts(experiment, space, say))
-        with _alone(folder):
-            append_events(folder / EVENTS, events)
-            return _launch(inputs, shared, space, folder, say, live=live, uri=uri)
+    with kept(folder, say):
+        if folder.exists():
+            raise _taken(folder)
+        check_resources(experiment, address)
+        check_start(experiment)  # refuses what is not there before anything is ranked
+        events: list[Event] = []
+        with counting(events.append), _prepared(experiment, address, say) as (inputs, shared):
+            space = space_of(inputs)
+            _create(folder, experiment, inputs, make_starts(experiment, space, say))
+            with _alone(folder):
+                append_events(folder / EVENTS, events)
+                return _launch(inputs, shared, space, folder, say, live=live, uri=uri)
 
 
 def run_or_resume(experiment: Experiment, *, say: Say = silent, address: str = "local", live: bool = True) -> Sweep:
@@ -74,7 +76,7 @@ def run_or_resume(experiment: Experiment, *, say: Say = silent, address: str = "
     Raises:
         SweepError: the sweep in the experiment's folder was asked something else; see `run_sweep` and `resume_sweep`.
     """
-    folder = experiment.folder
+    folder = pulled(experiment.folder)
     if not (folder / EXPERIMENT).is_file():
         return run_sweep(experiment, say=say, address=address, live=live)
     sweep, asked = Sweep.load(folder), _portable(experiment)
@@ -116,8 +118,8 @@ def resume_sweep(
     Raises:
         SweepError: no such sweep, one that is finished or running, or no cluster at the address.
     """
-    Sweep.load(folder)  # refuses what is none before the lock is written there
-    with _alone(folder):
+    folder = Sweep.load(folder).folder  # refuses what is none before the lock is written there
+    with _alone(folder), kept(folder, say):
         sweep = Sweep.load(folder)
         ended = sum(record.state is not State.RUNNING for record in sweep.records)
         if sweep.is_finished:
@@ -136,8 +138,8 @@ def extend_sweep(folder: Path, trials: int, *, say: Say = silent, address: str =
     """
     if trials < 1:
         raise SweepError(f"--trials: expected at least 1, got {trials}")
-    Sweep.load(folder)
-    with _alone(folder):
+    folder = Sweep.load(folder).folder
+    with _alone(folder), kept(folder, say):
         sweep = Sweep.load(folder)
         search = sweep.experiment.search
         budget = None if sweep.time_is_up else search.time_budget

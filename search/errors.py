@@ -26,3 +26,7 @@ class SweepInterruptedError(SearchError):
 
 class RegistryError(SearchError):
     """A registered network that is not there or not what was registered, or a registry that cannot be used."""
+
+
+class PlaceError(SearchError):
+    """An address that cannot be read or written, or is none."""

@@ -6,10 +6,10 @@ import logging
 import math
 import os
 import socket
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import ray
@@ -17,7 +17,8 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from search.config import Experiment
-from search.errors import ExperimentError, SweepError
+from search.errors import ExperimentError, PlaceError, SweepError
+from search.places import discard, is_there, shown, store
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Where the libraries that compute on a CPU look for the number of their threads."""
@@ -113,8 +114,11 @@ def check_places(experiment: Experiment) -> None:
     storage = experiment.storage.resolve()
     storage.mkdir(parents=True, exist_ok=True)
     needed = [Path(place).resolve() for place in (experiment.data.options.get("root"), experiment.weights) if place]
-    with NamedTemporaryFile(prefix=".seen-by-all-", dir=storage) as token:  # another folder of that name has it not
-        places = {token.name: storage, **{str(place): place for place in needed if place.exists()}}
+    token = storage / f".seen-by-all-{uuid.uuid4().hex}"  # another folder of the same name has it not
+    token.touch()
+    try:
+        store(token)
+        places = {token: storage, **{place: place for place in needed if is_there(place)}}
         nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
         asked = [_missing.options(scheduling_strategy=place).remote(list(places)) for place in there]
@@ -123,16 +127,23 @@ def check_places(experiment: Experiment) -> None:
                 missing = ray.get(answer, timeout=NODE_PATIENCE_S)
             except ray.exceptions.RayError as error:
                 raise SweepError(f"node {node}: does not answer: {' '.join(str(error).split())[:200]}") from None
-            if missing:
+            if isinstance(missing, PlaceError):
+                raise SweepError(f"node {node}: {missing}")
+            if missing is not None:
                 raise SweepError(
-                    f"node {node}: does not see {places[missing[0]]}; on several machines storage, images and weights "
-                    "have to be where all of them see them"
+                    f"node {node}: does not see {shown(str(places[missing]))}; on several machines storage, images and "
+                    "weights have to be where all of them see them"
                 )
+    finally:
+        discard(token)
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _missing(places: list[str]) -> list[str]:
-    return [place for place in places if not Path(place).exists()]
+def _missing(places: list[Path]) -> Path | PlaceError | None:
+    try:
+        return next((place for place in places if not is_there(place)), None)
+    except PlaceError as error:
+        return error
 
 
 def _cpus(experiment: Experiment) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,8 @@ from search.config import Experiment
 from search.errors import ExperimentError
 from search.inputs import Baseline, Inputs, Say, searched_groups, silent
 from search.latencies import with_latency_model
+from search.mirror import pulled
+from search.places import address_of, fetch, store
 from search.rankings import rank_all, rank_by_weights
 from search.sections import AllocationSpec
 from search.space import Space
@@ -176,7 +179,7 @@ def load_baseline(experiment: Experiment, say: Say = silent) -> Subject:
 
 def build_subject(experiment: Experiment, say: Say = silent) -> Subject:
     """Load the images and build the network, with random weights by the experiment's seed."""
-    data = load_data(experiment.data.name, **experiment.data.options)
+    data = load_data(experiment.data.name, **_fetched(experiment.data.options, say))
     if len(data.classes) != experiment.model.num_classes:
         raise DataError(
             f"model.num_classes: expected {len(data.classes)}, the classes of '{experiment.data.name}', "
@@ -191,13 +194,22 @@ def build_subject(experiment: Experiment, say: Say = silent) -> Subject:
     return Subject(network, data, example)
 
 
+def _fetched(options: Mapping[str, Any], say: Say) -> Mapping[str, Any]:
+    """Have the images here that lie at an address."""
+    if isinstance(root := options.get("root"), str) and (address := address_of(Path(root))):
+        say(f"fetching what is new at {address}")
+        pulled(Path(root))
+    return options
+
+
 def with_baseline(untrained: Subject, experiment: Experiment, say: Say = silent) -> Subject:
     """Give a network the baseline's weights, in eval mode: those that the experiment names, or trained ones."""
-    path = experiment.weights or trained_path(experiment, untrained.data)
+    path = fetch(experiment.weights or trained_path(experiment, untrained.data))
     if experiment.weights is None and not path.exists():
         trained = copy.deepcopy(untrained.network)  # training changes the memory layout, and with it the last digits
         train_baseline(experiment, trained, untrained.data, say)
         save_weights(trained, path)
+        store(path)
     load_weights(untrained.network, path)
     untrained.network.eval()
     return untrained

@@ -18,6 +18,7 @@ from search.config import Experiment
 from search.errors import SearchError, SweepError
 from search.figures import plot_agreement, plot_sensitivity
 from search.inputs import Inputs, Say, silent
+from search.mirror import pushed
 from search.prepare import prepare_unranked
 from search.rankings import known_ranking, rank_ahead, ranking_for
 from search.sensitivity import Curves, curves_for
@@ -89,6 +90,7 @@ def rank(
         say(f"cutting one group at a time by {first}")
         curves = curves_for(inputs, specs[first], placement_of(inputs), shares, say)
         written += _write_sensitivity(folder, curves, inputs, first)
+    pushed(folder)
     return Ranked(rankings, found, shares, written)
 
 

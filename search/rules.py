@@ -5,6 +5,7 @@ from __future__ import annotations
 from pruning import ALLOCATIONS, CriterionSpec
 from search.config import PAPERS, Experiment
 from search.errors import ExperimentError
+from search.mirror import pulled
 from search.sections import AllocationSpec
 
 CURVES = {"shares": (0.1, 0.25, 0.5, 0.75), "images": 256, "recalibration_images": 128}
@@ -28,7 +29,7 @@ def check_start(experiment: Experiment) -> None:
         ExperimentError: what is neither a rule nor a path.
     """
     for path in experiment.search.start_paths:
-        if not path.exists():
+        if not pulled(path).exists():
             rules = ", ".join((PAPERS, *ALLOCATIONS.names()))
             raise ExperimentError(f"search.start: expected {rules}, a policy's file or a sweep's folder, got '{path}'")
 

@@ -15,7 +15,9 @@ from search.config import EXPERIMENT, Experiment, load_experiment
 from search.errors import SweepError
 from search.figures import Subject, front_cells, front_markdown, front_table, table_html, write_report
 from search.inputs import Say, silent
+from search.mirror import pulled
 from search.pareto import Choice, Limits, front, pick, pick_knee
+from search.places import path_of
 from search.reading import LARGEST_WIDTH, read_json
 from search.results import State, TrialRecord
 from search.running_time import running_seconds
@@ -74,19 +76,20 @@ class Sweep:
 
         if not isinstance(experiment, Experiment):
             changes = [f"{place}={json.dumps(value)}" for place, value in (settings or {}).items()]
-            experiment = load_experiment(Path(experiment), changes)
+            experiment = load_experiment(path_of(experiment), changes)
         elif settings:
             raise SweepError("settings: expected an experiment's file that they change, got an experiment")
         return run_sweep(experiment, say=say, address=address, live=False)
 
     @classmethod
     def load(cls, folder: Path | str) -> Sweep:
-        """Read what a sweep's folder holds, finished or not.
+        """Read what a sweep's folder holds, or an address, finished or not.
 
         Raises:
             SweepError: no sweep there.
+            PlaceError: an address that cannot be read.
         """
-        folder = Path(folder)
+        folder = pulled(path_of(folder))
         for name in (EXPERIMENT, BASELINE, WIDTHS):
             if not (folder / name).is_file():
                 raise SweepError(f"sweep {folder}: expected a sweep's folder with {name}, found none")

@@ -11,6 +11,7 @@ import typer
 from pruning import PruningError
 from search.cli import looking, networks, policies, reuse, sweeps
 from search.errors import SearchError, SweepInterruptedError
+from search.places import shown
 
 __all__ = ["app", "main"]
 
@@ -52,5 +53,5 @@ def main() -> NoReturn:
 
 
 def _leave(line: str, code: int) -> NoReturn:
-    print(" ".join(line.split()), file=sys.stderr)
+    print(shown(" ".join(line.split())), file=sys.stderr)
     sys.exit(code)

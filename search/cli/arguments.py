@@ -9,16 +9,37 @@ from typing import Annotated
 
 import typer
 
-from search.errors import SweepError
+from search.errors import PlaceError, SweepError
+from search.mirror import pulled
+from search.places import is_address, path_of, shown
 
 WIDTH = 100
 """Letters in a line of text."""
 
-ExperimentFile = Annotated[Path, typer.Argument(help="Experiment file (YAML).", metavar="EXPERIMENT")]
+
+def given(text: str) -> Path:
+    """Return the path that an argument names; of an address that of a copy, fetched now."""
+    try:
+        return pulled(path_of(text))
+    except PlaceError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def here(text: str | Path) -> Path:
+    """Return a path on this machine, for what is written."""
+    if isinstance(text, str) and is_address(text):
+        raise typer.BadParameter(f"expected a path on this machine, got {text}")
+    return Path(text)
+
+
+ExperimentFile = Annotated[Path, typer.Argument(help="Experiment file (YAML).", metavar="EXPERIMENT", parser=given)]
 ExperimentOrSweep = Annotated[
-    Path, typer.Argument(help="Experiment file, or a sweep's folder: names weights and images.", metavar="EXPERIMENT")
+    Path,
+    typer.Argument(
+        help="Experiment file, or a sweep's folder: names weights and images.", metavar="EXPERIMENT", parser=given
+    ),
 ]
-SweepFolder = Annotated[Path, typer.Argument(help="A sweep's folder.", metavar="SWEEP")]
+SweepFolder = Annotated[Path, typer.Argument(help="A sweep's folder, or its address.", metavar="SWEEP", parser=given)]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=C", help="Set a value of the experiment, e.g. --set search.trials=50."),
@@ -37,7 +58,7 @@ Address = Annotated[str, typer.Option(help="Ray cluster to join; 'local' starts 
 
 def say(line: str) -> None:
     """Print a line now."""
-    print(line, flush=True)
+    print(shown(line), flush=True)
 
 
 def say_table(headers: list[str], rows: list[list[str]], left: Collection[int] = (0,)) -> None:

@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
-from search.cli.arguments import ExperimentOrSweep, Settings, SweepFolder, refuse_to_overwrite, say, say_table
+from search.cli.arguments import (
+    ExperimentOrSweep,
+    Settings,
+    SweepFolder,
+    given,
+    here,
+    refuse_to_overwrite,
+    say,
+    say_table,
+)
 
 commands = typer.Typer()
 
@@ -24,7 +33,8 @@ def rank(
         bool, typer.Option("--sensitivity", help="Also cut one group at a time by the first criterion, and measure.")
     ] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for tables and pictures; default: STORAGE/NAME-rank.")
+        Path | None,
+        typer.Option("--output", "-o", parser=here, help="Folder for tables and pictures; default: STORAGE/NAME-rank."),
     ] = None,
     settings: Settings = None,
 ) -> None:
@@ -54,7 +64,9 @@ def show_channels(
     width: Annotated[str, typer.Option(help="Channels to keep: a share, or a number.")] = "50%",
     images: Annotated[int, typer.Option(help="How many validation images.", min=1)] = 3,
     image: Annotated[list[Path] | None, typer.Option(help="Image file to take instead; may be repeated.")] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where the picture goes.")] = Path("channels.png"),
+    output: Annotated[Path, typer.Option("--output", "-o", parser=here, help="Where the picture goes.")] = Path(
+        "channels.png"
+    ),
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
     settings: Settings = None,
 ) -> None:
@@ -73,7 +85,7 @@ def show_channels(
 
 @commands.command()
 def ui(
-    folder: Annotated[Path, typer.Argument(help="A sweep's folder, or the one that holds the sweeps.")],
+    folder: Annotated[Path, typer.Argument(help="A sweep's folder, or the one that holds the sweeps.", parser=given)],
     port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 5000,
 ) -> None:
     """Open MLflow's user interface on the runs of a sweep; Ctrl-C ends it.
@@ -106,7 +118,9 @@ class FileKind(StrEnum):
 @commands.command()
 def schema(
     kind: Annotated[FileKind, typer.Argument(help="Which files.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where it goes; default: the terminal.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", parser=here, help="Where it goes; default: the terminal.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
 ) -> None:
     """Print the JSON Schema of policies or experiments, by which editors complete and mark mistakes.

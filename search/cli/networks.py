@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from search.cli.arguments import Settings, Trust, say, say_table
+from search.cli.arguments import Settings, Trust, given, here, say, say_table
 from search.errors import SearchError
 
 commands = typer.Typer()
 
-PrunedFolder = Annotated[Path, typer.Argument(help="Folder that `apply` wrote.", metavar="PRUNED")]
+PrunedFolder = Annotated[Path, typer.Argument(help="Folder that `apply` wrote.", metavar="PRUNED", parser=given)]
 
 
 @commands.command()
@@ -20,12 +20,17 @@ def export(
     pruned: PrunedFolder,
     formats: Annotated[str, typer.Option("--format", help="Kinds of files: onnx, pt2 (torch.export).")] = "onnx,pt2",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for the files; default: beside the network.")
+        Path | None,
+        typer.Option("--output", "-o", parser=here, help="Folder for the files; default: beside the network."),
     ] = None,
     batch: Annotated[str, typer.Option(help="Numbers of images whose time is measured.")] = "1,64",
     images: Annotated[
         Path | None,
-        typer.Option(metavar="EXPERIMENT", help="Compare on its validation images, too: a file, or a sweep's folder."),
+        typer.Option(
+            metavar="EXPERIMENT",
+            parser=given,
+            help="Compare on its validation images, too: a file, or a sweep's folder.",
+        ),
     ] = None,
     test: Annotated[bool, typer.Option("--test", help="Take its test images.")] = False,
     repeats: Annotated[int, typer.Option(help="Passes of each network that are timed.", min=1)] = 30,
@@ -93,7 +98,9 @@ def register(
 @commands.command()
 def fetch(
     network: Annotated[str, typer.Argument(help="digits@champion, or digits/3.", metavar="NAME@ALIAS")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="New folder for the network.")] = Path("pruned"),
+    output: Annotated[Path, typer.Option("--output", "-o", parser=here, help="New folder for the network.")] = Path(
+        "pruned"
+    ),
     experiment: Experiment = None,
     uri: Uri = None,
     trust: Trust = None,

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from search.cli.arguments import ExperimentOrSweep, Settings, SweepFolder, refuse_to_overwrite, say, say_table
+from search.cli.arguments import (
+    ExperimentOrSweep,
+    Settings,
+    SweepFolder,
+    given,
+    here,
+    refuse_to_overwrite,
+    say,
+    say_table,
+)
 
 if TYPE_CHECKING:
     from search.apply import Applied
@@ -26,7 +35,9 @@ def best(
         bool, typer.Option("--knee", help="Take the front's knee within the limits, after which accuracy gets dear.")
     ] = False,
     trial: Annotated[int | None, typer.Option(help="Take this trial instead.")] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where the policy goes.")] = Path("policy.json"),
+    output: Annotated[Path, typer.Option("--output", "-o", parser=here, help="Where the policy goes.")] = Path(
+        "policy.json"
+    ),
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
 ) -> None:
     """Pick the most accurate trial within limits, or the front's knee, and write its policy.
@@ -46,9 +57,11 @@ def best(
 
 @commands.command()
 def apply(
-    policy: Annotated[Path, typer.Argument(help="Policy file that `best` wrote.", metavar="POLICY")],
+    policy: Annotated[Path, typer.Argument(help="Policy file that `best` wrote.", metavar="POLICY", parser=given)],
     experiment: ExperimentOrSweep,
-    output: Annotated[Path, typer.Option("--output", "-o", help="New folder for the network.")] = Path("pruned"),
+    output: Annotated[Path, typer.Option("--output", "-o", parser=here, help="New folder for the network.")] = Path(
+        "pruned"
+    ),
     recipe: Annotated[
         list[str] | None,
         typer.Option("--recipe", metavar="NAME=VALUE", help="Change the policy's recipe, e.g. --recipe epochs=3."),

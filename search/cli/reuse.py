@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from search.cli.arguments import Settings, Trust, refuse_to_overwrite, say, say_lines, say_table
+from search.cli.arguments import Settings, Trust, given, here, refuse_to_overwrite, say, say_lines, say_table
 from search.errors import SearchError
 
 if TYPE_CHECKING:
@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 
-PolicyFile = Annotated[Path, typer.Argument(help="Policy file.", metavar="POLICY")]
+PolicyFile = Annotated[Path, typer.Argument(help="Policy file.", metavar="POLICY", parser=given)]
 Images = Annotated[
     Path | None,
-    typer.Argument(help="Experiment file or a sweep's folder, whose images are counted.", metavar="EXPERIMENT"),
+    typer.Argument(
+        help="Experiment file or a sweep's folder, whose images are counted.", metavar="EXPERIMENT", parser=given
+    ),
 ]
 
 
@@ -44,8 +46,8 @@ def describe(policy: PolicyFile, experiment: Images = None, settings: Settings =
 
 @commands.command()
 def diff(
-    first: Annotated[Path, typer.Argument(help="Policy file.", metavar="A")],
-    second: Annotated[Path, typer.Argument(help="Policy file.", metavar="B")],
+    first: Annotated[Path, typer.Argument(help="Policy file.", metavar="A", parser=given)],
+    second: Annotated[Path, typer.Argument(help="Policy file.", metavar="B", parser=given)],
     experiment: Images = None,
     settings: Settings = None,
     trust: Trust = None,
@@ -83,14 +85,18 @@ def transfer(
     policy: PolicyFile,
     target: Annotated[
         Path | None,
-        typer.Argument(help="Experiment file or a sweep's folder with the other network.", metavar="TARGET"),
+        typer.Argument(
+            help="Experiment file or a sweep's folder with the other network.", metavar="TARGET", parser=given
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="The other network: a name, or {name: …, options: {…}}; default: the policy's.")
     ] = None,
     num_classes: Annotated[int | None, typer.Option(help="Its classes; default: the policy's.", min=1)] = None,
     macs: Annotated[str | None, typer.Option(help="What it may cost: '50%' of its MACs, or a number.")] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where the policy goes.")] = Path("policy2.json"),
+    output: Annotated[Path, typer.Option("--output", "-o", parser=here, help="Where the policy goes.")] = Path(
+        "policy2.json"
+    ),
     force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
     settings: Settings = None,
     trust: Trust = None,

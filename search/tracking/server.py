@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from search.errors import SweepError
+from search.mirror import pulled
 from search.tracking.outbox import OUTBOX, first_start
 from search.tracking.place import ENVIRONMENT, default_uri, store_uri, without_password
 
@@ -36,7 +37,7 @@ def serve(folder: Path, port: int, say: Callable[[str], None]) -> None:
     Raises:
         SweepError: there are no runs, the port is taken, or MLflow does not start.
     """
-    uri = _uri(folder)
+    uri = _uri(pulled(folder))
     if uri.startswith("http"):
         say(f"MLflow runs already: {without_password(uri)}")
         return

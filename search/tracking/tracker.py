@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from search.config import Experiment
 from search.errors import SweepError
+from search.mirror import pulled
 from search.results import Metrics, TrialRecord
 from search.tracking.ledger import record_to_json
 from search.tracking.outbox import OUTBOX, Outbox, first_start
@@ -214,7 +215,7 @@ def sync(folder: Path, uri: str | None = None) -> int:
     Raises:
         SweepError: nothing was tracked there, a sweep is running there, or MLflow is not reachable.
     """
-    sweep = first_start(folder / OUTBOX)
+    sweep = first_start(pulled(folder) / OUTBOX)
     if sweep is None:
         raise SweepError(f"sweep {folder}: expected {OUTBOX} with a sweep's begin, found none")
     target = store_uri(folder, uri or sweep["uri"])
