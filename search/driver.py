@@ -38,7 +38,7 @@ from search.space import Space
 from search.starts import make_starts
 from search.study import Proposal, create_study, enqueue
 from search.sweep import BASELINE, WIDTHS, Sweep
-from search.tracking import Tracker, without_secrets
+from search.tracking import Tracker, know, refuse_stranger, without_secrets
 from search.trainable import EVENTS, snapshot_of, train
 from search.watcher import Watcher
 
@@ -52,6 +52,7 @@ def run_sweep(experiment: Experiment, *, say: Say = silent, address: str = "loca
         SweepError: the folder exists, there is no cluster at the address, or no trial succeeded.
         SearchError, PruningError: something in the experiment does not exist or does not fit; no folder is made.
     """
+    know(experiment.tracking.uri)
     uri, experiment = experiment.tracking.uri, _portable(experiment)
     folder = experiment.folder
     with kept(folder, say):
@@ -153,6 +154,8 @@ def extend_sweep(folder: Path, trials: int, *, say: Say = silent, address: str =
 
 
 def _go_on(sweep: Sweep, say: Say, address: str, *, live: bool, uri: str | None = None) -> Sweep:
+    if uri is None:
+        refuse_stranger(sweep.experiment.tracking.uri, f"sweep {sweep.folder}")
     uri, experiment = uri or sweep.experiment.tracking.uri, without_secrets(sweep.experiment)
     check_resources(experiment, address)
     with counting_into(sweep.folder / EVENTS), _prepared(experiment, address, say) as (inputs, shared):

@@ -13,6 +13,7 @@ from pruning import UnknownNameError
 from search.config import Experiment, Tracking, load_experiment
 from search.errors import RegistryError
 from search.tracking.place import default_uri, reason_of, set_environment, store_uri, without_password
+from search.tracking.servers import refuse_stranger
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -42,10 +43,13 @@ class Store:
 
         Raises:
             ExperimentError: not an experiment.
+            SweepError: a sweep names a server that the user never did, and there is a password that it would see.
         """
         if experiment is None:
             return cls(uri or default_uri(Experiment.model_fields["storage"].default))
         asked = load_experiment(experiment)
+        if uri is None and experiment.is_dir():
+            refuse_stranger(asked.tracking.uri, f"sweep {experiment}")
         return cls(uri or store_uri(asked.folder, asked.tracking.uri), asked.tracking.experiment, (asked.model.name,))
 
     def __str__(self) -> str:

@@ -24,6 +24,7 @@ from search.tracking.ledger import record_to_json
 from search.tracking.outbox import OUTBOX, Outbox, first_start
 from search.tracking.place import HIDDEN, PASSWORD, reason_of, set_environment, store_uri, without_password
 from search.tracking.position import waiting
+from search.tracking.servers import refuse_stranger
 
 if TYPE_CHECKING:
     from search.tracking.delivery import Delivery
@@ -213,11 +214,14 @@ def sync(folder: Path, uri: str | None = None) -> int:
         How many lines are left: 0, unless a sweep adds some meanwhile.
 
     Raises:
-        SweepError: nothing was tracked there, a sweep is running there, or MLflow is not reachable.
+        SweepError: nothing was tracked there, a sweep is running there, MLflow is not reachable, or the sweep names a
+            server that the user never did, and there is a password that it would see.
     """
     sweep = first_start(pulled(folder) / OUTBOX)
     if sweep is None:
         raise SweepError(f"sweep {folder}: expected {OUTBOX} with a sweep's begin, found none")
+    if uri is None:
+        refuse_stranger(sweep["uri"], f"sweep {folder}")
     target = store_uri(folder, uri or sweep["uri"])
     try:
         with FileLock(folder / LOCK).acquire(timeout=LOCK_PATIENCE_S):

@@ -2,6 +2,9 @@
 
 import json
 import sys
+from base64 import b64encode
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pytest
 import tiny
@@ -9,8 +12,9 @@ import tiny
 from pruning import ModelError, load_pruned
 from search.driver import run_sweep
 from search.reading import LONGEST_LINE, lines_of
-from search.tracking import sync
+from search.tracking import Tracker, know, sync
 from search.tracking.outbox import OUTBOX, read_lines
+from search.tracking.servers import LIST
 
 MODULE = "module_of_a_stranger"
 NAME = f"{MODULE}:network"
@@ -92,6 +96,62 @@ def test_a_sweep_of_somebody_else_sends_nothing_from_outside_its_folder(tmp_path
     sent = list((tmp_path / "mlflow-artifacts").rglob("*"))
     assert {"four", "report.html"} <= {path.name for path in sent}
     assert not [path for path in sent if path.is_file() and b"neither yours nor theirs" in path.read_bytes()]
+
+
+@pytest.fixture
+def listening():
+    """A server that answers nothing of use, and what it was sent."""
+    heard = []
+
+    class Ear(BaseHTTPRequestHandler):
+        def do_GET(self):
+            heard.append(self.headers.get("Authorization"))
+            self.send_error(404)
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Ear)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", heard
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_password_does_not_go_where_somebodys_sweep_says(tmp_path, monkeypatch, listening, call):
+    uri, heard = listening
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "configuration"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    experiment = tiny.experiment(tmp_path, name="sweep", tracking={"uri": uri})
+    (folder / "experiment.yaml").write_text(experiment.to_yaml())
+    with Tracker(folder, experiment, patience_s=0) as tracker:
+        tracker.start({"accuracy": 0.5, "macs": 10, "params": 10})
+    for name, value in (("USERNAME", "me"), ("PASSWORD", "correct-horse")):
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
+    complaint = f"error: sweep {folder}: would show {uri} your password of MLflow; if that is meant, set "
+    for command in (["sync", folder], ["fetch", "net@champion", "--experiment", folder, "-o", tmp_path / "out"]):
+        code, _, told = call(*command)
+        assert (code, told) == (2, f"{complaint}MLFLOW_TRACKING_URI={uri}\n")
+    assert not any(heard)
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{uri}/")
+    assert "404" in call("sync", folder)[2]
+    assert set(filter(None, heard)) == {f"Basic {b64encode(b'me:correct-horse').decode()}"}
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    know(uri.replace("://", "://me:***@"))
+    assert "404" in call("sync", folder)[2]
+    (tmp_path / "configuration" / LIST).write_bytes(b"\xff\x00")
+    assert call("sync", folder)[2].startswith(complaint)
+    monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD")
+    assert "404" in call("sync", folder)[2]
 
 
 def test_a_line_without_an_end_is_not_held_in_memory(tmp_path):
