@@ -1,8 +1,8 @@
 """Faults that are tried for real; at the end a table says what came of them."""
 
 import json
-import os
 import random
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -54,41 +54,56 @@ def rng(pytestconfig):
     return random.Random(pytestconfig.option.chaos_seed)
 
 
-SECTIONS = {"recipe": {"epochs": 3, "batch_size": 50}, "tracking": {"enabled": True}, "resources": {"retries": 50}}
+SECTIONS = {"recipe": {"epochs": 3, "batch_size": 50}, "resources": {"retries": 50}}
 SEARCH = {"trials": 6, "seed": 2, "criterion": ["l1", "taylor", "hrank"]}
+LONG = {"recipe": {"epochs": 10, "batch_size": 50}, "search": {"trials": 10}}
+"""What makes a sweep so long that it can be disturbed often."""
 
 
 def asked(folder, **more):
     """Return the experiment of these tests, in a folder."""
     search = {**SEARCH, **more.pop("search", {})}
-    return tiny.experiment(folder / "storage", **{**SECTIONS, **more, "search": search})
+    tracking = {"enabled": True} | more.pop("tracking", {})
+    return tiny.experiment(folder / "storage", **{**SECTIONS, **more, "search": search, "tracking": tracking})
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory):
-    """The sweep that nothing happens to: its place, what it measured by trial, and the numbers of its front."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    place = faults.Place(folder, asked(folder))
-    assert place.run() == 0, place.err
-    front = {record.number for record in faults.Sweep.load(place.sweep).front}
-    return place, faults.undisturbed(place.sweep), front
+def reference(tmp_path_factory):
+    """Runs an experiment to which nothing happens, once; returns its place."""
+    made = {}
+
+    def run(**sections):
+        key = json.dumps(sections, sort_keys=True)
+        if key not in made:
+            folder = tmp_path_factory.mktemp("undisturbed")
+            made[key] = faults.Place(folder, asked(folder, **sections, tracking={"enabled": False}))
+            assert made[key].run() == 0, made[key].err
+        return made[key]
+
+    return run
 
 
 @pytest.fixture
-def place(tmp_path, undisturbed):
-    """A new place for the same experiment; its baseline is there already."""
-    folder = tmp_path / "a place"
-    new = faults.Place(folder, asked(folder))
-    baselines = undisturbed[0].experiment.storage / "baselines"
-    os.symlink(baselines, new.experiment.storage / "baselines")
-    return new
+def new_place(tmp_path, reference):
+    """Makes a new place for an experiment; its baseline is there already, where nothing else is said."""
+
+    def make(*, trained=True, **sections):
+        own = {name: value for name, value in sections.items() if name != "tracking"}
+        known = reference(**own)
+        folder = tmp_path / f"a place {len(list(tmp_path.iterdir()))}"
+        new = faults.Place(folder, asked(folder, **sections), undisturbed=known)
+        if trained:
+            shutil.copytree(known.experiment.storage / "baselines", new.experiment.storage / "baselines")
+        return new
+
+    return make
 
 
 @pytest.fixture
-def kept(undisturbed, table):
-    """Compares a place's sweep with the undisturbed one, and enters what came of a fault in the table."""
+def kept(table):
+    """Compares a place's sweep with the undisturbed one, and enters in the table what came of a fault."""
 
     def check(place, fault, how, times, **options):
-        table.add(fault, how, times, faults.compare(place, *undisturbed[1:], **options))
+        table.add(fault, how, times, faults.compare(place, **options))
 
     return check

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import tiny
 
+from search.config import Experiment
 from search.results import State
 from search.sweep import Sweep
 from search.tracking import default_uri, sync
@@ -73,10 +74,12 @@ class Place:
     """A folder with an experiment, the faults that its processes are to meet, and their output."""
 
     folder: Path
-    experiment: object
+    experiment: Experiment
     environment: dict = field(default_factory=dict)
     wrapped: tuple = ()
-    """What the command is started by, such as `unshare`."""
+    """What the command is started by, such as `nsenter`."""
+    undisturbed: "Place | None" = None
+    """Where nothing happens to the same experiment."""
 
     def __post_init__(self):
         for name in ("faults", "storage"):
@@ -178,30 +181,31 @@ def wait_for(condition, seconds=120):
 # ── what is left ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def undisturbed(sweep):
-    """Return what a sweep that nothing happens to measures, by number."""
-    return {record.number: facts(record) for record in Sweep.load(sweep).records}
-
-
 def facts(record):
     """Return what is a function of policy and seed alone."""
     history = [replace(metrics, seconds=0.0) for metrics in record.history]
     return record.state, record.params, record.policy, history
 
 
-def compare(place, expected, front, *, tracked=True):
+def compare(place, *, sweep=None, tracked=True):
     """Return which trials are missing or other than in the undisturbed sweep, and which were told twice."""
-    sweep = Sweep.load(place.sweep)
-    records = {record.number: record for record in sweep.records}
+    folder = sweep or place.sweep
+    found, known = Sweep.load(folder), Sweep.load(place.undisturbed.sweep)
+    records, expected = ({record.number: record for record in of.records} for of in (found, known))
     lost = [f"trial {number} is missing" for number in sorted(set(expected) - set(records))]
-    lost += [f"trial {n}: {facts(records[n])}, not {expected[n]}" for n in records if facts(records[n]) != expected[n]]
-    if {record.number for record in sweep.front} != front:
-        lost.append(f"the front is {[record.number for record in sweep.front]}")
-    doubled = [f"trial {trial} ended {times} times" for trial, times in ends(place.sweep).items() if times != 1]
+    lost += [f"trial {n} is another: {records[n]}" for n in expected if n in records and not same(records[n], expected[n])]
+    fronts = [[record.number for record in of.front] for of in (found, known)]
+    lost += [] if fronts[0] == fronts[1] else [f"the front is {fronts[0]}, not {fronts[1]}"]
+    doubled = [f"trial {number} is one too many" for number in sorted(set(records) - set(expected))]
+    doubled += [f"trial {trial} ended {times} times" for trial, times in ends(folder).items() if times != 1]
     if tracked:
-        away, twice = of_runs(place.sweep, records)
+        away, twice = of_runs(folder, records)
         lost, doubled = lost + away, doubled + twice
     return Found(lost, doubled)
+
+
+def same(one, other):
+    return facts(one) == facts(other)
 
 
 def ends(sweep):
@@ -256,9 +260,3 @@ def spoil(path, how, seed=0):
     elif how == "half a block":
         del content[-rng.randrange(1, 200) :]
     path.write_bytes(content)
-
-
-def copy(place, folder):
-    """Return another place with the same experiment and what the sweep has so far."""
-    shutil.copytree(place.experiment.storage, folder / "storage", dirs_exist_ok=True)
-    return Place(folder, place.experiment.model_copy(update={"storage": folder / "storage"}))
