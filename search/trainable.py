@@ -40,7 +40,7 @@ def train(config: dict[str, Any], shared: Shared) -> None:
 
     def report(metrics: Metrics, state: Callable[[], dict[str, Any]]) -> None:
         if 0 < metrics.epoch < policy.recipe.epochs:
-            _write(state(), snapshot, policy)
+            write_snapshot(state(), snapshot, policy)
         smaller = [str(note.message) for note in notes if issubclass(note.category, BatchSizeWarning)]
         told = dict.fromkeys([*smaller, *missing])
         facts = {"device": inputs.device_name} | ({"note": "; ".join(told)} if told else {})
@@ -51,7 +51,7 @@ def train(config: dict[str, Any], shared: Shared) -> None:
         telling(missing.append),
     ):
         try:
-            resume = _read(snapshot, policy)
+            resume = read_snapshot(snapshot, policy)
             if resume is not None:
                 tune.report(resume["metrics"])  # the driver may have died before it heard of them
             with counting_into(inputs.experiment.folder / EVENTS):
@@ -74,7 +74,7 @@ def forget(folder: Path, number: int) -> None:
         path.unlink(missing_ok=True)
 
 
-def _write(state: dict[str, Any], snapshot: Path, policy: Policy) -> None:
+def write_snapshot(state: dict[str, Any], snapshot: Path, policy: Policy) -> None:
     """Write what the trial needs to go on, if there is room: else it will start again."""
     draft = snapshot.with_suffix(f".{os.getpid()}.draft")  # a worker whose driver was killed may still write its own
     with going_without("trials start afresh where they are interrupted, for they cannot write snapshots", draft):
@@ -85,7 +85,7 @@ def _write(state: dict[str, Any], snapshot: Path, policy: Policy) -> None:
         draft.replace(snapshot)
 
 
-def _read(snapshot: Path, policy: Policy) -> dict[str, Any] | None:
+def read_snapshot(snapshot: Path, policy: Policy) -> dict[str, Any] | None:
     """Return what an earlier attempt at the trial left: its worker or the whole sweep was stopped.
 
     None where there is nothing, or not what was written, or what another policy's trial has written.

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from filelock import FileLock, Timeout
 
-from search.config import Experiment
+from search.config import Experiment, load_experiment
 from search.errors import SweepError
 from search.results import Metrics, State, TrialRecord
+from search.study import JOURNAL, load_records
 from search.tracking.ledger import record_to_json
 from search.tracking.outbox import OUTBOX, Line, Outbox, first_start, read_lines
 from search.tracking.place import HIDDEN, PASSWORD, reason_of, set_environment, store_uri, without_password
@@ -111,14 +112,11 @@ class Tracker:
         self._thread.start()
 
     def trials_ended(self, records: Iterable[TrialRecord]) -> None:
-        """Tell of those trials that have ended and of whose end nobody was told: a driver died, or a disk was full."""
+        """Tell of the trials among these that have ended, as far as nobody was told of it."""
         if self._outbox is None:
             return
-        lines = (line for line, _ in read_lines(self._folder / OUTBOX) if line and line["kind"] == "trial_ended")
-        told = {_number(line) for line in lines}
-        for record in records:
-            if record.state is not State.RUNNING and record.number not in told:
-                self.trial_ended(record)
+        for record in _untold(self._folder, records):
+            self.trial_ended(record)
 
     def trial_started(self, record: TrialRecord) -> None:
         """Tell that a trial was launched, for the first time or again."""
@@ -203,6 +201,13 @@ class Tracker:
                     self._closing.wait(GATHER_S)
 
 
+def _untold(folder: Path, records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Return the trials that have ended and of whose end no line tells: a driver died, or a disk was full."""
+    lines = (line for line, _ in read_lines(folder / OUTBOX) if line and line["kind"] == "trial_ended")
+    told = {_number(line) for line in lines}
+    return [record for record in records if record.state is not State.RUNNING and record.number not in told]
+
+
 def _number(line: Line) -> Any:
     """Return the number of the trial that a line speaks of; None in a damaged one."""
     record = line.get("record")
@@ -236,6 +241,7 @@ def sync(folder: Path, uri: str | None = None) -> int:
     target = store_uri(folder, uri or sweep["uri"])
     try:
         with FileLock(folder / LOCK).acquire(timeout=LOCK_PATIENCE_S):
+            _complete(folder)
             _delivery(folder, target).run()
     except Timeout:
         raise SweepError(f"sweep {folder}: is running, or another sync is; it writes to MLflow by itself") from None
@@ -247,6 +253,18 @@ def sync(folder: Path, uri: str | None = None) -> int:
         reason = f"{reason_of(error)}{advice}; {left} entries wait"
         raise SweepError(f"MLflow at {without_password(target)}: {reason}") from None
     return waiting(folder, target)
+
+
+def _complete(folder: Path) -> None:
+    """Add to an outbox what the sweep's journal knows of trials that have ended, where lines are missing."""
+    if not (folder / JOURNAL).exists():
+        return
+    if missing := _untold(folder, load_records(folder, load_experiment(folder))):
+        outbox = Outbox(folder / OUTBOX)
+        for record in missing:
+            outbox.append("trial_ended", record=record_to_json(record))
+        outbox.append("closed")
+        outbox.close()
 
 
 def without_secrets(experiment: Experiment) -> Experiment:

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shutil
@@ -253,6 +254,19 @@ def test_a_trial_whose_workers_die_too_often_fails_and_the_next_runs(storage, tm
     assert "died" in ran.records[0].error
     assert "\n" not in ran.records[0].error
     assert Sweep.load(ran.folder).records == ran.records
+
+
+def test_a_full_disk_behind_another_fault_is_told_in_one_line_and_other_faults_are_raised():
+    place = Path("/sweeps/one")
+    with pytest.raises(SweepError, match=r"^/sweeps/one/study.journal: No space left .*; with room again go on$"):
+        with driver._ended_by_disk(place, "go on"):
+            try:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/sweeps/one/study.journal")
+            except OSError:
+                raise RuntimeError("Traceback (most recent call last)")  # noqa: B904, as Tune does
+    for fault in (ConnectionResetError(errno.ECONNRESET, "reset"), KeyError("a bug")):
+        with pytest.raises(type(fault)), driver._ended_by_disk(place, "go on"):
+            raise fault
 
 
 # ── what is refused before a folder is made ──────────────────────────────────────────────────────────────────────────
