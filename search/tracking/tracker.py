@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 LOCK = "mlflow-outbox.lock"
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
 GATHER_S = 5.0  # lines that come soon after each other share MLflow's calls
+AWAY_PATIENCE_S = 2.0  # for a last attempt where MLflow did not answer before
 LOCK_PATIENCE_S = 30.0  # the thread of a sweep that was just left may be in its last call
 
 
@@ -160,7 +161,10 @@ class Tracker:
         self._outbox = None
         self._closing.set()
         self._wake.set()
-        self._thread.join(self._patience_s)
+        if self._away:  # one attempt more, which says whether it is back
+            self._thread.join(min(AWAY_PATIENCE_S, self._patience_s))
+        if not self._away:
+            self._thread.join(self._patience_s)
         self._abandoned.set()
         self.left = waiting(self._folder, self._uri)
         return self.left
@@ -186,7 +190,7 @@ class Tracker:
                     if delivery is None:
                         held.enter_context(lock.acquire(timeout=0))
                         delivery = _delivery(self._folder, self._uri)
-                    delivery.run(lambda: not self._abandoned.is_set())
+                    delivery.run(self._goes_on)
                 except Exception as error:  # whatever it is, the sweep goes on
                     self._away = reason_of(error)
                     if last:
@@ -199,6 +203,11 @@ class Tracker:
                         return
                     self._wake.wait()
                     self._closing.wait(GATHER_S)
+
+    def _goes_on(self) -> bool:
+        """Note that MLflow has answered, and return whether to carry more."""
+        self._away = None
+        return not self._abandoned.is_set()
 
 
 def _untold(folder: Path, records: Iterable[TrialRecord]) -> list[TrialRecord]:

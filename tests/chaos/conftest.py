@@ -83,14 +83,14 @@ def reference(tmp_path_factory):
     return run
 
 
-@pytest.fixture
-def new_place(tmp_path, reference):
+@pytest.fixture(scope="session")
+def new_place(tmp_path_factory, reference):
     """Makes a new place for an experiment; its baseline is there already, where nothing else is said."""
 
     def make(*, trained=True, **sections):
         own = {name: value for name, value in sections.items() if name != "tracking"}
         known = reference(**own)
-        folder = tmp_path / f"a place {len(list(tmp_path.iterdir()))}"
+        folder = tmp_path_factory.mktemp("a place")
         new = faults.Place(folder, asked(folder, **sections), undisturbed=known)
         if trained:
             shutil.copytree(known.experiment.storage / "baselines", new.experiment.storage / "baselines")
@@ -99,7 +99,7 @@ def new_place(tmp_path, reference):
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def kept(table):
     """Compares a place's sweep with the undisturbed one, and enters in the table what came of a fault."""
 

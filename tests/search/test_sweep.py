@@ -256,17 +256,22 @@ def test_a_trial_whose_workers_die_too_often_fails_and_the_next_runs(storage, tm
     assert Sweep.load(ran.folder).records == ran.records
 
 
-def test_a_full_disk_behind_another_fault_is_told_in_one_line_and_other_faults_are_raised():
-    place = Path("/sweeps/one")
-    with pytest.raises(SweepError, match=r"^/sweeps/one/study.journal: No space left .*; with room again go on$"):
-        with driver._ended_by_disk(place, "go on"):
-            try:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/sweeps/one/study.journal")
-            except OSError:
-                raise RuntimeError("Traceback (most recent call last)")  # noqa: B904, as Tune does
-    for fault in (ConnectionResetError(errno.ECONNRESET, "reset"), KeyError("a bug")):
-        with pytest.raises(type(fault)), driver._ended_by_disk(place, "go on"):
+def as_tune_does(fault):
+    """Raise a fault as Tune does: in words, behind an error of its own."""
+    with driver._ended_by_disk(Path("/sweeps/one"), "go on"):
+        try:
             raise fault
+        except Exception as error:
+            raise RuntimeError("Traceback (most recent call last)") from error
+
+
+def test_a_full_disk_behind_another_fault_is_told_in_one_line_and_other_faults_are_raised():
+    told = r"^/sweeps/one/study.journal: No space left .*; with room again go on$"
+    with pytest.raises(SweepError, match=told):
+        as_tune_does(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/sweeps/one/study.journal"))
+    for fault in (ConnectionResetError(errno.ECONNRESET, "reset"), KeyError("a bug")):
+        with pytest.raises(RuntimeError, match="Traceback"):
+            as_tune_does(fault)
 
 
 # ── what is refused before a folder is made ──────────────────────────────────────────────────────────────────────────
