@@ -12,9 +12,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "search"))
 
 import faults
-import tiny
 
-TABLE = pytest.StashKey[faults.Table]()
+TABLE, SEED = pytest.StashKey[faults.Table](), pytest.StashKey[int]()
 
 
 def pytest_addoption(parser):
@@ -23,24 +22,20 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    seed = config.getoption("chaos_seed", None)
     config.stash[TABLE] = faults.Table()
-
-
-def pytest_report_header(config):
-    if config.getoption("--chaos-seed", None) is None:
-        config.option.chaos_seed = random.SystemRandom().randrange(10**6)
-    return f"chaos: --chaos-seed {config.option.chaos_seed}"
+    config.stash[SEED] = random.SystemRandom().randrange(10**6) if seed is None else seed
 
 
 def pytest_terminal_summary(terminalreporter, config):
     rows = config.stash[TABLE].rows.values()
     if not rows:
         return
-    terminalreporter.section("what breaks, and what then")
+    terminalreporter.section(f"what breaks, and what then, --chaos-seed {config.stash[SEED]}")
     for line in (("fault", "how it was provoked", "times", "lost", "doubled"), *(asdict(row).values() for row in rows)):
         terminalreporter.write_line(f"| {' | '.join(map(str, line))} |")
-    if config.getoption("--chaos-table"):
-        Path(config.getoption("--chaos-table")).write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    if file := config.getoption("chaos_table", None):
+        Path(file).write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
 
 
 @pytest.fixture(scope="session")
@@ -51,20 +46,7 @@ def table(pytestconfig):
 @pytest.fixture
 def rng(pytestconfig):
     """Draws moments and places."""
-    return random.Random(pytestconfig.option.chaos_seed)
-
-
-SECTIONS = {"recipe": {"epochs": 3, "batch_size": 50}, "resources": {"retries": 50}}
-SEARCH = {"trials": 6, "seed": 2, "criterion": ["l1", "taylor", "hrank"]}
-LONG = {"recipe": {"epochs": 10, "batch_size": 50}, "search": {"trials": 10}}
-"""What makes a sweep so long that it can be disturbed often."""
-
-
-def asked(folder, **more):
-    """Return the experiment of these tests, in a folder."""
-    search = {**SEARCH, **more.pop("search", {})}
-    tracking = {"enabled": True} | more.pop("tracking", {})
-    return tiny.experiment(folder / "storage", **{**SECTIONS, **more, "search": search, "tracking": tracking})
+    return random.Random(pytestconfig.stash[SEED])
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +58,7 @@ def reference(tmp_path_factory):
         key = json.dumps(sections, sort_keys=True)
         if key not in made:
             folder = tmp_path_factory.mktemp("undisturbed")
-            made[key] = faults.Place(folder, asked(folder, **sections, tracking={"enabled": False}))
+            made[key] = faults.Place(folder, faults.asked(folder, **sections, tracking={"enabled": False}))
             assert made[key].run() == 0, made[key].err
         return made[key]
 
@@ -91,7 +73,7 @@ def new_place(tmp_path_factory, reference):
         own = {name: value for name, value in sections.items() if name != "tracking"}
         known = reference(**own)
         folder = tmp_path_factory.mktemp("a place")
-        new = faults.Place(folder, asked(folder, **sections), undisturbed=known)
+        new = faults.Place(folder, faults.asked(folder, **sections), undisturbed=known)
         if trained:
             shutil.copytree(known.experiment.storage / "baselines", new.experiment.storage / "baselines")
         return new

@@ -27,6 +27,19 @@ SET_STATE, ENDED = 6, (1, 2, 3)
 """Optuna's codes: the operation that ends a trial, and complete, pruned and failed."""
 
 
+SECTIONS = {"recipe": {"epochs": 3, "batch_size": 50}, "resources": {"retries": 50}}
+SEARCH = {"trials": 6, "seed": 2, "criterion": ["l1", "taylor", "hrank"]}
+LONG = {"recipe": {"epochs": 10, "batch_size": 50}, "search": {"trials": 10}}
+"""What makes a sweep so long that it can be disturbed often."""
+
+
+def asked(folder, **more):
+    """Return the experiment of these tests, in a folder."""
+    search = {**SEARCH, **more.pop("search", {})}
+    tracking = {"enabled": True} | more.pop("tracking", {})
+    return tiny.experiment(folder / "storage", **{**SECTIONS, **more, "search": search, "tracking": tracking})
+
+
 # ── the table ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import faults
 import pytest
-from conftest import LONG
+from faults import LONG
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 

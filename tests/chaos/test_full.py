@@ -4,8 +4,8 @@ import signal
 
 import faults
 import pytest
-from conftest import LONG
 from disks import disks
+from faults import LONG
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 

@@ -6,7 +6,7 @@ import time
 
 import faults
 import pytest
-from conftest import LONG
+from faults import LONG
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 

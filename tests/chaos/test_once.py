@@ -5,8 +5,8 @@ import signal
 
 import faults
 import pytest
+from clocks import moved
 from disks import disks
-from test_clocks import moved
 
 NO_ROOM = "No space left on device"
 
