@@ -13,7 +13,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 
-.PHONY: help demo test browser fuzz lint bench clean
+.PHONY: help demo test browser fuzz chaos lint bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make test   the tests; ARGS='-k budget' passes on to pytest, JOBS=8 runs as many at once"
 	@echo "make browser  the tests that look at pages in Chromium, the machine's own or one that Playwright fetches"
 	@echo "make fuzz   a hundred thousand damaged files, each read or refused in one line; an hour or two"
+	@echo "make chaos  sweeps whose processes die, disks are full and clocks jump; ARGS='--chaos-table FILE' keeps the table"
 	@echo "make lint   style, types and the direction of imports"
 	@echo "make bench  the measurements in experiments/benchmarks; BENCHMARKS=... runs some of them"
 	@echo "make clean  removes what the others made, sweeps excepted"
@@ -39,6 +40,9 @@ browser: $(READY)
 
 fuzz: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m nightly tests/fuzz $(ARGS)
+
+chaos: $(READY)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'chaos or not chaos' tests/chaos --benchmark-disable $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -93,7 +93,7 @@ def fetch(path: Path) -> Path:
     address = address_of(path)
     if address is None:
         return path
-    seen = path.with_name(f".{path.name}.seen")
+    seen = _seen(path)
     with reaching(address) as (system, root):
         if not system.isfile(root):
             return path
@@ -126,8 +126,9 @@ def discard(path: Path) -> None:
     Raises:
         PlaceError: the address cannot be written.
     """
-    path.unlink(missing_ok=True)
     address = address_of(path)
+    for file in (path, _seen(path)):
+        file.unlink(missing_ok=True)
     if address is not None:
         with reaching(address) as (system, root):
             if system.exists(root):
@@ -167,6 +168,11 @@ def reaching(address: str) -> Iterator[tuple[Any, str]]:
         raise PlaceError(f"{address}: {error}{hint}") from None
     except Exception as error:  # each service has its own kinds
         raise PlaceError(f"{address}: {_reason(error)}") from None
+
+
+def _seen(path: Path) -> Path:
+    """Return where it is noted which of the address's files was fetched."""
+    return path.with_name(f".{path.name}.seen")
 
 
 def _reason(error: Exception) -> str:

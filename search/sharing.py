@@ -30,6 +30,7 @@ from search.rankings import (
     ranking_for,
     wanted_ahead,
 )
+from search.unwritten import telling
 from search.worker import take_share
 
 
@@ -67,10 +68,18 @@ def share(inputs: Inputs, say: Say = silent) -> tuple[Inputs, Shared]:
 
     Raises:
         SearchError, PruningError: as for `rank_in_tasks`.
+        SweepError: the object store is full, and so is the disk to which it spills.
     """
-    unranked = ray.put(replace(inputs, rankings={}))
+    unranked = _put(replace(inputs, rankings={}))
     rankings = rank_in_tasks(inputs, unranked, say)
-    return replace(inputs, rankings=rankings), Shared(unranked, ray.put(rankings))
+    return replace(inputs, rankings=rankings), Shared(unranked, _put(rankings))
+
+
+def _put(thing: Any) -> ray.ObjectRef[Any]:
+    try:
+        return ray.put(thing)
+    except ray.exceptions.RayError as error:
+        raise SweepError(f"object store: {_first_line(error)}") from None
 
 
 _last: tuple[str, Inputs] | None = None
@@ -224,7 +233,7 @@ def _attempt(inputs: Inputs, job: Job) -> _Answer | PruningError | SearchError:
     take_share(inputs.experiment.resources)
     start, said, events = time.perf_counter(), list[str](), list[Event]()
     try:
-        with counting(events.append):
+        with counting(events.append), telling(lambda line: said.append(f"note: {line}")):
             rankings = _rank(inputs, job, said.append)
     except (PruningError, SearchError) as error:
         return error

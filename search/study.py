@@ -180,6 +180,8 @@ def record_of(trial: FrozenTrial, explained: Mapping[str, Any]) -> TrialRecord |
     if POLICY not in trial.user_attrs or trial.state not in _STATES:
         return None
     history, started, ended = history_of(trial.user_attrs), trial.datetime_start, trial.datetime_complete
+    if started and ended:
+        ended = max(started, ended)  # clocks jump
     alive = (ended - started).total_seconds() if started and ended else 0.0
     error = explained.get(f"{ERROR}:{trial.number}", trial.user_attrs.get(ERROR))
     return TrialRecord(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from filelock import FileLock, Timeout
 
-from search.config import Experiment
+from search.config import Experiment, load_experiment
 from search.errors import SweepError
 from search.mirror import pulled
-from search.results import Metrics, TrialRecord
+from search.results import Metrics, State, TrialRecord
+from search.study import JOURNAL, load_records
 from search.tracking.ledger import record_to_json
-from search.tracking.outbox import OUTBOX, Outbox, first_start
+from search.tracking.outbox import OUTBOX, Line, Outbox, first_start, read_lines
 from search.tracking.place import HIDDEN, PASSWORD, reason_of, set_environment, store_uri, without_password
 from search.tracking.position import waiting
 from search.tracking.servers import refuse_stranger
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 LOCK = "mlflow-outbox.lock"
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
 GATHER_S = 5.0  # lines that come soon after each other share MLflow's calls
+AWAY_PATIENCE_S = 2.0  # for a last attempt where MLflow did not answer before
 LOCK_PATIENCE_S = 30.0  # the thread of a sweep that was just left may be in its last call
 
 
@@ -112,6 +114,13 @@ class Tracker:
         )
         self._thread.start()
 
+    def trials_ended(self, records: Iterable[TrialRecord]) -> None:
+        """Tell of the trials among these that have ended, as far as nobody was told of it."""
+        if self._outbox is None:
+            return
+        for record in _untold(self._folder, records):
+            self.trial_ended(record)
+
     def trial_started(self, record: TrialRecord) -> None:
         """Tell that a trial was launched, for the first time or again."""
         self._append("trial_started", record=record_to_json(record))
@@ -154,7 +163,10 @@ class Tracker:
         self._outbox = None
         self._closing.set()
         self._wake.set()
-        self._thread.join(self._patience_s)
+        if self._away:  # one attempt more, which says whether it is back
+            self._thread.join(min(AWAY_PATIENCE_S, self._patience_s))
+        if not self._away:
+            self._thread.join(self._patience_s)
         self._abandoned.set()
         self.left = waiting(self._folder, self._uri)
         return self.left
@@ -180,7 +192,7 @@ class Tracker:
                     if delivery is None:
                         held.enter_context(lock.acquire(timeout=0))
                         delivery = _delivery(self._folder, self._uri)
-                    delivery.run(lambda: not self._abandoned.is_set())
+                    delivery.run(self._goes_on)
                 except Exception as error:  # whatever it is, the sweep goes on
                     self._away = reason_of(error)
                     if last:
@@ -193,6 +205,24 @@ class Tracker:
                         return
                     self._wake.wait()
                     self._closing.wait(GATHER_S)
+
+    def _goes_on(self) -> bool:
+        """Note that MLflow has answered, and return whether to carry more."""
+        self._away = None
+        return not self._abandoned.is_set()
+
+
+def _untold(folder: Path, records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    """Return the trials that have ended and of whose end no line tells: a driver died, or a disk was full."""
+    lines = (line for line, _ in read_lines(folder / OUTBOX) if line and line["kind"] == "trial_ended")
+    told = {_number(line) for line in lines}
+    return [record for record in records if record.state is not State.RUNNING and record.number not in told]
+
+
+def _number(line: Line) -> Any:
+    """Return the number of the trial that a line speaks of; None in a damaged one."""
+    record = line.get("record")
+    return record.get("number") if isinstance(record, dict) else None
 
 
 def _delivery(folder: Path, uri: str) -> Delivery:
@@ -225,6 +255,7 @@ def sync(folder: Path, uri: str | None = None) -> int:
     target = store_uri(folder, uri or sweep["uri"])
     try:
         with FileLock(folder / LOCK).acquire(timeout=LOCK_PATIENCE_S):
+            _complete(folder)
             _delivery(folder, target).run()
     except Timeout:
         raise SweepError(f"sweep {folder}: is running, or another sync is; it writes to MLflow by itself") from None
@@ -236,6 +267,18 @@ def sync(folder: Path, uri: str | None = None) -> int:
         reason = f"{reason_of(error)}{advice}; {left} entries wait"
         raise SweepError(f"MLflow at {without_password(target)}: {reason}") from None
     return waiting(folder, target)
+
+
+def _complete(folder: Path) -> None:
+    """Add to an outbox what the sweep's journal knows of trials that have ended, where lines are missing."""
+    if not (folder / JOURNAL).exists():
+        return
+    if missing := _untold(folder, load_records(folder, load_experiment(folder))):
+        outbox = Outbox(folder / OUTBOX)
+        for record in missing:
+            outbox.append("trial_ended", record=record_to_json(record))
+        outbox.append("closed")
+        outbox.close()
 
 
 def without_secrets(experiment: Experiment) -> Experiment:

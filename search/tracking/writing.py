@@ -209,7 +209,8 @@ class Writing:
         if record.error:
             told["error"] = record.error
         self._runs.log(run_id, tags={"state": record.state.value, "feasible": str(record.feasible).lower(), **told})
-        self._runs.end(run_id, _STATUS.get(record.state, "KILLED"), time)
+        started = int(1000 * record.started) if record.started else time
+        self._runs.end(run_id, _STATUS.get(record.state, "KILLED"), max(started, time))  # clocks jump
         self._progress(record, time)
 
     def _name(self, record: TrialRecord, metrics: Metrics | None = None) -> str:

@@ -12,8 +12,9 @@ import pytest
 from filelock import FileLock, Timeout
 
 from search import cache as module
-from search.cache import DAY, GIB, Cache, key_of
+from search.cache import DAY, GIB, NOT_KEPT, Cache, key_of
 from search.counts import counting
+from search.unwritten import going_without, telling
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -92,6 +93,44 @@ def test_a_torn_file_is_made_again(cache, torn):
     path.write_text(torn)
     assert cache.once(path, read, writes("one.")) == "one."
     assert cache.once(path, read, never) == "one."
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_a_file_that_was_changed_is_made_again_though_it_can_be_read(cache, place):
+    path = cache.path("kind", "key", ".txt")
+    cache.once(path, read, writes("one."))
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    if place < 3:
+        read(path)
+    assert cache.once(path, read, writes("two.")) == "two."
+    assert cache.once(path, read, never) == "two."
+
+
+def test_a_checksum_goes_with_its_file(tmp_path):
+    cache = Cache(tmp_path / "cache", 50 / GIB)
+    for number in range(20):
+        cache.once(cache.path("kind", str(number), ".txt"), read, writes("x" * 19 + "."))
+    assert len(list((cache.folder / "sums").iterdir())) == len(list((cache.folder / "kind").iterdir())) == 2
+
+
+@pytest.mark.parametrize("missing", ["", "locks", "kind", "sums"])
+def test_without_a_place_to_write_things_are_made_and_not_kept(tmp_path, missing):
+    cache, lines = Cache(tmp_path / "cache", 1.0), []
+    if missing:
+        cache.folder.mkdir()
+    (cache.folder / missing).touch()  # a file, where a folder is to be made
+
+    def make(draft):
+        with going_without(NOT_KEPT, draft):
+            return writes("one.")(draft)
+        return "one."
+
+    with telling(lines.append):
+        for _ in range(2):
+            assert cache.once(cache.path("kind", "key", ".txt"), read, make) == "one."
+    assert {line.partition(":")[0] for line in lines} == {NOT_KEPT}
 
 
 def test_a_maker_that_fails_leaves_nothing(cache):
@@ -255,12 +294,26 @@ def aged(path, seconds):
 
 
 def test_drafts_and_locks_that_nobody_touched_for_a_day_go(cache):
-    names = ("kind/key.0123.draft", "locks/kind-key.txt.lock")
+    names = ("kind/key.txt.0123.draft", "locks/kind-key.txt.lock")
     stale = [aged(cache.folder / name, DAY + 60) for name in names]
     fresh = [aged(cache.folder / name.replace("key", "other"), DAY - 60) for name in names]
     kept = aged(cache.folder / "kind" / "key.txt", 100 * DAY)
     cache.tidy()
     assert alive(*stale, *fresh, kept) == [False, False, True, True, True]
+
+
+def test_a_draft_that_looks_old_stays_while_its_maker_holds_the_lock(cache):
+    path = cache.path("kind", "key", ".txt")
+
+    def make(draft):
+        writes("one.")(draft)
+        aged(draft, 3 * DAY)  # the clock has jumped
+        cache.tidy()
+        assert draft.exists()
+        return "one."
+
+    assert cache.once(path, read, make) == "one."
+    assert cache.once(path, read, never) == "one."
 
 
 def test_a_lock_that_is_held_for_days_stays(cache):

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from search.counts import Counts, append_events, counting, note, read_events
+from search.unwritten import telling
 
 R, A = "rankings", "auxiliary"
 
@@ -57,6 +58,24 @@ def test_what_others_made_is_read_back_but_a_torn_line(tmp_path):
     with path.open("a") as file:
         file.write('["rankings", "d"')
     assert read_events(path) == [(R, "a", True), (R, "b", False), (A, "c", True)]
+
+
+@pytest.mark.parametrize("tail", ['["rankings", "d"', "\0\0\0", '["rankings", "d", true]'])
+def test_what_comes_behind_a_torn_line_is_read(tmp_path, tail):
+    path = tmp_path / "shared.jsonl"
+    append_events(path, [(R, "a", True)])
+    with path.open("a") as file:
+        file.write(tail)
+    append_events(path, [(R, "b", False)])
+    assert {(R, "a", True), (R, "b", False)} <= set(read_events(path))
+
+
+def test_without_a_place_to_write_work_goes_on_and_one_hears_of_it(tmp_path):
+    lines = []
+    (tmp_path / "a file").touch()
+    with telling(lines.append):
+        append_events(tmp_path / "a file" / "shared.jsonl", [(R, "a", True)])
+    assert [line.partition(":")[0] for line in lines] == ["shared.jsonl lacks some of what was made or found"]
 
 
 def test_nothing_is_lost_where_several_write(tmp_path):

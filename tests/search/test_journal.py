@@ -231,7 +231,7 @@ def test_a_full_disk_leaves_the_file_whole_and_the_lines_for_the_next_attempt(pa
         held = journal.at_once()
         held.__enter__()
         study.ask().set_user_attr("policy", "{}")
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match=rf"No space left on device: '{path}'"):
             held.__exit__(None, None, None)
         assert path.read_bytes() == whole
     study.ask()

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shutil
@@ -253,6 +254,24 @@ def test_a_trial_whose_workers_die_too_often_fails_and_the_next_runs(storage, tm
     assert "died" in ran.records[0].error
     assert "\n" not in ran.records[0].error
     assert Sweep.load(ran.folder).records == ran.records
+
+
+def as_tune_does(fault):
+    """Raise a fault as Tune does: in words, behind an error of its own."""
+    with driver._ended_by_disk(Path("/sweeps/one"), "go on"):
+        try:
+            raise fault
+        except Exception as error:
+            raise RuntimeError("Traceback (most recent call last)") from error
+
+
+def test_a_full_disk_behind_another_fault_is_told_in_one_line_and_other_faults_are_raised():
+    told = r"^/sweeps/one/study.journal: No space left .*; with room again go on$"
+    with pytest.raises(SweepError, match=told):
+        as_tune_does(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/sweeps/one/study.journal"))
+    for fault in (ConnectionResetError(errno.ECONNRESET, "reset"), KeyError("a bug")):
+        with pytest.raises(RuntimeError, match="Traceback"):
+            as_tune_does(fault)
 
 
 # ── what is refused before a folder is made ──────────────────────────────────────────────────────────────────────────

@@ -19,12 +19,14 @@ import pytest
 from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.distributions import IntDistribution
 
 from pruning import AuxiliaryPlacement, CriterionSpec, ModelSpec, Policy
 from search.config import parse_experiment
 from search.errors import SweepError
 from search.pareto import front
 from search.results import Metrics, State, TrialRecord
+from search.study import create_study
 from search.tracking import Tracker, default_uri, serve, sync, tracker, ui_command
 from search.tracking.delivery import Delivery
 from search.tracking.ledger import Ledger, record_from_json, record_to_json
@@ -567,6 +569,53 @@ def test_a_full_disk_does_not_stop_the_sweep(storage, monkeypatch):
     assert "No space left on device" in tracker.problem
     kinds = [line and line["kind"] for line, _ in read_lines(found.folder / OUTBOX)]
     assert kinds == ["start", None, "trial_started", *["trial_reported"] * 3, "trial_ended", "closed"]
+
+
+def test_what_a_full_disk_or_a_dead_driver_kept_from_the_outbox_is_told_by_the_next(storage):
+    found = experiment(storage)
+    with Tracker(found.folder, found) as tracker:
+        tracker.start(BASELINE)
+        tell(tracker, trial(0))
+    running = replace(trial(3), state=State.RUNNING)
+    with Tracker(found.folder, found) as tracker:
+        tracker.start(BASELINE)
+        tracker.trials_ended([*TRIALS, running])
+        tracker.trials_ended([*TRIALS, running])
+    lines = [line for line, _ in read_lines(found.folder / OUTBOX)]
+    assert [line["record"]["number"] for line in lines if line["kind"] == "trial_ended"] == [0, 1, 2]
+    _, runs = runs_of(default_uri(storage))
+    assert {run.data.tags["state"] for name, run in runs.items() if name != "s1"} == {record.state for record in TRIALS}
+
+
+def test_sync_tells_of_trials_that_only_the_journal_knows(storage):
+    found = experiment(storage)
+    (found.folder / "experiment.yaml").write_text(found.to_yaml())
+    study = create_study(found.folder, found)
+    asked = study.ask({"width.layer1.0.conv1": IntDistribution(1, 16)})
+    asked.set_user_attr("policy", trial(0).policy.to_json())
+    for metrics in trial(0).history:
+        asked.set_user_attr(f"epoch:{metrics.epoch}", metrics.to_dict())
+    study.tell(asked, [0.8, 480])
+    with Tracker(found.folder, found) as tracker:
+        tracker.start(BASELINE)
+    assert set(runs_of(default_uri(storage))[1]) == {"s1"}
+    for _ in range(2):
+        assert sync(found.folder) == 0
+        client, runs = runs_of(default_uri(storage))
+        run = runs["trial-000 fpgm 48% MACs"]
+        assert run.info.status == "FINISHED"
+        assert [point.step for point in client.get_metric_history(run.info.run_id, "accuracy")] == [0, 1, 2]
+    assert sum(line["kind"] == "trial_ended" for line, _ in read_lines(found.folder / OUTBOX)) == 1
+
+
+def test_a_run_does_not_end_before_it_has_begun(storage):
+    found = experiment(storage)
+    with Tracker(found.folder, found) as tracker:
+        tracker.start(BASELINE)
+        tell(tracker, trial(0, started=time.time() + 86_400))  # a clock that has jumped
+    _, runs = runs_of(default_uri(storage))
+    info = runs["trial-000 fpgm 48% MACs"].info
+    assert info.start_time <= info.end_time
 
 
 # ── errors ───────────────────────────────────────────────────────────────────────────────────────────────────────────

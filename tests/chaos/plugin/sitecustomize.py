@@ -1,0 +1,108 @@
+"""Ends its process at a named place; read by every Python process that finds this folder on its path.
+
+The folder that FAULTS names has a JSON file for each fault: `place` (`module:function` or `module:Class.method`), `who`
+(`worker` or `driver`), `how` (`before` the call, `after` it, or `torn`: when half of its bytes are written), `match`, a
+part of the first argument, and `call`, which of these calls in a process. Whoever meets a fault takes its file away
+first, so that it happens once.
+"""
+
+import importlib.abc
+import importlib.util
+import json
+import os
+import signal
+import sys
+from functools import wraps
+from pathlib import Path
+
+FOLDER = os.environ.get("FAULTS")
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def taken(file):
+    """Whether this process is the one that meets the fault."""
+    try:
+        file.rename(file.with_suffix(".met"))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def faulty(function, file, fault):
+    """Return a function that ends the process when its time has come."""
+    calls = 0
+
+    @wraps(function)
+    def until_then(*args, **kwargs):
+        nonlocal calls
+        matches = fault["match"] in "".join(map(str, args[:1]))
+        calls += matches
+        how = fault["how"] if matches and calls == fault["call"] and file.exists() else ""
+        if how == "torn" and taken(file):
+            function(*(part[: len(part) // 2] if isinstance(part, bytes) else part for part in args), **kwargs)
+            die()
+        if how == "before" and taken(file):
+            die()
+        answer = function(*args, **kwargs)
+        if how == "after" and taken(file):
+            die()
+        return answer
+
+    return until_then
+
+
+def arm(module):
+    """Put the faults of a module in their places."""
+    me = "worker" if any("default_worker" in part for part in sys.orig_argv) else "driver"
+    for file in sorted(Path(FOLDER).glob("*.fault")):
+        fault = json.loads(file.read_text())
+        name, _, path = fault["place"].partition(":")
+        if name == module.__name__ and fault["who"] == me:
+            *owners, last = path.split(".")
+            place = module
+            for owner in owners:
+                place = getattr(place, owner)
+            setattr(place, last, faulty(getattr(place, last), file, fault))
+
+
+class Armed(importlib.abc.Loader):
+    """Loads a module as its own loader does, and arms it."""
+
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __getattr__(self, name):
+        return getattr(self.loader, name)
+
+    def create_module(self, spec):
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module):
+        self.loader.exec_module(module)
+        arm(module)
+
+
+class Finder(importlib.abc.MetaPathFinder):
+    """Finds modules that have faults."""
+
+    def __init__(self, names):
+        self.names = names
+
+    def find_spec(self, name, path=None, target=None):
+        if name not in self.names:
+            return None
+        self.names.remove(name)  # or it would be asked for ever
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            spec.loader = Armed(spec.loader)
+        return spec
+
+
+if FOLDER:
+    names = {json.loads(file.read_text())["place"].partition(":")[0] for file in Path(FOLDER).glob("*.fault")}
+    for name in sorted(names & set(sys.modules)):
+        arm(sys.modules[name])
+    sys.meta_path.insert(0, Finder(names - set(sys.modules)))
