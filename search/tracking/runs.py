@@ -16,7 +16,8 @@ from mlflow.entities import Experiment, LifecycleStage, Metric, Param, Run, RunT
 from mlflow.exceptions import MlflowException
 
 from search.errors import SweepError
-from search.tracking.place import artifact_folder, without_password
+from search.passwords import without_password
+from search.tracking.place import artifact_folder
 
 SWEEP_TAG, TRIAL_TAG = "prunesearch.sweep_id", "prunesearch.trial"
 PARENT = "parent"

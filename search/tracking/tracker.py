@@ -18,10 +18,11 @@ from filelock import FileLock, Timeout
 
 from search.config import Experiment
 from search.errors import SweepError
+from search.passwords import HIDDEN, without_password
 from search.results import Metrics, TrialRecord
 from search.tracking.ledger import record_to_json
 from search.tracking.outbox import OUTBOX, Outbox, first_start
-from search.tracking.place import HIDDEN, PASSWORD, reason_of, set_environment, store_uri, without_password
+from search.tracking.place import PASSWORD, reason_of, set_environment, store_uri
 from search.tracking.position import waiting
 
 if TYPE_CHECKING:
@@ -234,10 +235,10 @@ def sync(folder: Path, uri: str | None = None) -> int:
 
 
 def without_secrets(experiment: Experiment) -> Experiment:
-    """Return an experiment as everybody may read it: without the password of MLflow's address."""
-    uri = experiment.tracking.uri
-    tracking = experiment.tracking.model_copy(update={"uri": without_password(uri) if uri else None})
-    return experiment.model_copy(update={"tracking": tracking})
+    """Return an experiment as everybody may read it: without the passwords of MLflow's address and the study's."""
+    uri, study = (address and without_password(address) for address in (experiment.tracking.uri, experiment.study))
+    tracking = experiment.tracking.model_copy(update={"uri": uri})
+    return experiment.model_copy(update={"tracking": tracking, "study": study})
 
 
 def _circumstances() -> dict[str, str]:
