@@ -9,13 +9,14 @@ from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, check_distribution_compatibility, distribution_to_json
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages._rdb.models import TrialParamModel
 from optuna.study import StudyDirection
 from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import URL, Connection, event, make_url
+from sqlalchemy import URL, Connection, event, insert, make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.orm import scoped_session, sessionmaker
 
@@ -50,16 +51,19 @@ class Database(BaseStorage):
 
     def __init__(self, uri: str, name: str) -> None:
         self._uri, self._name = uri, name
-        self._tables = open_tables(uri)
-        with told(uri):
+        with open_tables(uri) as self._tables:
             try:
                 self._study = self._tables.get_study_id_from_name(name)
             except KeyError:
                 raise SweepError(f"study {without_password(uri)}: expected {name}, found none of that name") from None
+            self._directions = self._tables.get_study_directions(self._study)
             self._attributes = self._tables.get_study_user_attrs(self._study)
+            self._system_attributes = self._tables.get_study_system_attrs(self._study)
             found = self._tables.get_all_trials(self._study, deepcopy=False)
         self._trials = {trial._trial_id: trial for trial in sorted(found, key=lambda trial: trial.number)}
         self._ids = list(self._trials)
+        self._distributions = {name: one for trial in found for name, one in trial.distributions.items()}
+        self._params: list[dict[str, Any]] = []  # that are not in the database yet
         self._stale: set[int] = set()
         self._changed = set(range(len(self._ids)))
         self._within = False
@@ -131,6 +135,7 @@ class Database(BaseStorage):
     def get_trial(self, trial_id: int) -> FrozenTrial:
         """Return a trial; not to be changed."""
         if trial_id in self._stale or trial_id not in self._trials:
+            self._write_params()
             self._trials[trial_id] = self._tables.get_trial(trial_id)
             self._stale.discard(trial_id)
         return self._trials[trial_id]
@@ -164,9 +169,20 @@ class Database(BaseStorage):
     def set_trial_param(
         self, trial_id: int, param_name: str, param_value_internal: float, distribution: BaseDistribution
     ) -> None:
-        """Keep what a trial chose."""
-        self._tables.set_trial_param(trial_id, param_name, param_value_internal, distribution)
+        """Keep what a trial chose; what it chooses at once goes to the database together."""
+        check_distribution_compatibility(self._distributions.setdefault(param_name, distribution), distribution)
+        written = {"param_value": param_value_internal, "distribution_json": distribution_to_json(distribution)}
+        self._params.append({"trial_id": trial_id, "param_name": param_name, **written})
         self._note(trial_id)
+        if not self._within:
+            self._write_params()
+
+    def _write_params(self) -> None:
+        rows, self._params = self._params, []
+        if rows:
+            with self._tables.scoped_session() as session:
+                session.execute(insert(TrialParamModel), rows)
+                session.commit()
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """Keep how a trial stands; return whether that was news."""
@@ -199,71 +215,77 @@ class Database(BaseStorage):
         """Return the attributes of the study; not to be changed."""
         return self._attributes
 
-    # ── what is rare goes to the tables ──────────────────────────────────────────────────────────────────────────────
-
-    def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
-        """Add a study and return its id."""
-        return self._tables.create_new_study(directions, study_name)
-
-    def delete_study(self, study_id: int) -> None:
-        """Remove a study."""
-        self._tables.delete_study(study_id)
-
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
         """Keep an attribute that Optuna gives the study."""
         self._tables.set_study_system_attr(study_id, key, value)
+        self._system_attributes[key] = value
 
     def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
-        """Return the attributes that Optuna gave a study."""
-        return self._tables.get_study_system_attrs(study_id)
-
-    def get_study_id_from_name(self, study_name: str) -> int:
-        """Return the id of a study."""
-        return self._tables.get_study_id_from_name(study_name)
-
-    def get_study_name_from_id(self, study_id: int) -> str:
-        """Return the name of a study."""
-        return self._tables.get_study_name_from_id(study_id)
+        """Return the attributes that Optuna gave the study; not to be changed."""
+        return self._system_attributes
 
     def get_study_directions(self, study_id: int) -> list[StudyDirection]:
-        """Return which objectives of a study are to rise."""
-        return self._tables.get_study_directions(study_id)
+        """Return which objectives are to rise."""
+        return self._directions
+
+    def get_study_id_from_name(self, study_name: str) -> int:
+        """Return the id of the study."""
+        return self._study
+
+    def get_study_name_from_id(self, study_id: int) -> str:
+        """Return the name of the study."""
+        return self._name
 
     def get_all_studies(self) -> list[FrozenStudy]:
         """Return the study, without those that others keep in the database."""
-        name, system = self._name, self.get_study_system_attrs(self._study)
-        directions = self.get_study_directions(self._study)
-        return [FrozenStudy(name, None, self._attributes, system, self._study, directions=directions)]
+        told = self._attributes, self._system_attributes
+        return [FrozenStudy(self._name, None, *told, self._study, directions=self._directions)]
+
+    def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
+        """Do nothing: it is for one study."""
+        raise NotImplementedError
+
+    def delete_study(self, study_id: int) -> None:
+        """Do nothing: a study is removed where there is no driver."""
+        raise NotImplementedError
 
 
 # ── the tables ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def open_tables(uri: str) -> RDBStorage:
-    """Connect to Optuna's tables in a database; make them where there are none.
+@contextmanager
+def open_tables(uri: str) -> Iterator[RDBStorage]:
+    """Connect to Optuna's tables in a database until the block ends, or longer as they are used; make them if need be.
 
     Raises:
-        SweepError: no such database, no driver for it, or a wrong password.
+        SweepError: the database cannot be used.
     """
     url, place = _url(uri), without_password(uri)
     options = {"pool_pre_ping": True, "connect_args": _connect_args(url)}
     with told(uri):
-        for attempt in range(_BEGINNERS):
-            try:
-                tables = RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=options)
-            except ImportError as error:
-                raise SweepError(f"study {place}: {error.__cause__ or error}") from None
-            except RuntimeError as error:  # tables of another version of Optuna
-                raise SweepError(f"study {place}: {error}") from None
-            except (IntegrityError, ProgrammingError):  # another sweep makes the tables
-                if attempt == _BEGINNERS - 1:
-                    raise
-                time.sleep(PAUSE_S / _BEGINNERS)
-            else:
-                break
-    if url.get_backend_name() == "sqlite":
-        event.listen(tables.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
-    return tables
+        try:
+            tables = _made(url.render_as_string(hide_password=False), options)
+        except ImportError as error:
+            raise SweepError(f"study {place}: {error.__cause__ or error}") from None
+        except RuntimeError as error:  # tables of another version of Optuna
+            raise SweepError(f"study {place}: {error}") from None
+        if url.get_backend_name() == "sqlite":
+            event.listen(tables.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+        try:
+            yield tables
+        finally:
+            tables.engine.dispose()
+
+
+def _made(address: str, options: dict[str, Any]) -> RDBStorage:
+    for attempt in range(_BEGINNERS):
+        try:
+            return RDBStorage(address, engine_kwargs=options)
+        except (IntegrityError, ProgrammingError):  # another sweep makes the tables
+            if attempt == _BEGINNERS - 1:
+                raise
+            time.sleep(PAUSE_S / _BEGINNERS)
+    raise AssertionError
 
 
 def _url(uri: str) -> URL:

@@ -88,12 +88,12 @@ def create_study(folder: Path, experiment: Experiment, uri: str | None = None) -
             raise SweepError(f"sweep {folder}: holds a {kept} already; resume it, or choose another name")
     folder.mkdir(parents=True, exist_ok=True)
     uri, name = uri or experiment.study, experiment.name
-    with _quiet(), _told(uri):
-        if uri is not None:  # sweeps of one name in several folders may share the database
-            name = f"{name}-{uuid.uuid4().hex}"
-            (folder / NAME).write_text(f"{name}\n", encoding="utf-8")
+    if uri is not None:  # sweeps of one name in several folders may share the database
+        name = f"{name}-{uuid.uuid4().hex}"
+        (folder / NAME).write_text(f"{name}\n", encoding="utf-8")
+    with _quiet(), nullcontext(_journal(folder)) if uri is None else _tables(uri) as storage:
         study = optuna.create_study(
-            storage=_journal(folder) if uri is None else _tables(uri),
+            storage=storage,
             study_name=name,
             directions=["maximize" if metric == "accuracy" else "minimize" for metric in experiment.objectives],
         )
@@ -111,7 +111,7 @@ def open_study(folder: Path, experiment: Experiment, uri: str | None = None) -> 
     kept = JOURNAL if uri is None else NAME
     if not (folder / kept).exists():
         raise SweepError(f"sweep {folder}: expected {kept}, found none")
-    with well_formed(f"sweep {folder}: {kept}", SweepError), _told(uri):
+    with well_formed(f"sweep {folder}: {kept}", SweepError):
         storage = _journal(folder) if uri is None else _database(folder, uri)
         if not storage.get_all_studies():
             raise SweepError(f"sweep {folder}: {JOURNAL} is empty; remove the folder and run the sweep again")
@@ -131,8 +131,8 @@ def check_database(experiment: Experiment) -> None:
         SweepError: it cannot.
     """
     if experiment.study is not None:
-        with _quiet():
-            _tables(experiment.study)
+        with _quiet(), _tables(experiment.study):
+            pass
 
 
 def _journal(folder: Path) -> Storage:
@@ -148,19 +148,10 @@ def _database(folder: Path, uri: str) -> BaseStorage:
     return Database(uri, read_text(folder / NAME, LONGEST_NAME, SweepError).strip())
 
 
-def _tables(uri: str) -> BaseStorage:
+def _tables(uri: str) -> AbstractContextManager[BaseStorage]:
     from search.database import open_tables
 
     return open_tables(uri)
-
-
-def _told(uri: str | None) -> AbstractContextManager[None]:
-    """Tell in one line of a database that fails."""
-    if uri is None:
-        return nullcontext()
-    from search.database import told
-
-    return told(uri)
 
 
 def make_sampler(experiment: Experiment, number: int) -> BaseSampler:
