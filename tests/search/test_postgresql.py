@@ -1,21 +1,22 @@
 """A study in a database, and many who write to one at the same time, with a PostgreSQL of the test's own."""
 
-import logging
+import io
 import multiprocessing
 import os
 import pickle
 import shutil
+import signal
 import threading
-import time
 import traceback
+import uuid
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import optuna
 import pytest
 import tiny
 from proposals import BASELINE, Driver, Widths, experiment
+from rich.console import Console
 from servers import PASSWORD, MLflow, PostgreSQL
 from test_secrets import holding
 from test_sweep import start_driver, wait_for
@@ -23,12 +24,20 @@ from test_sweep import start_driver, wait_for
 from search import database as module
 from search.driver import extend_sweep, resume_sweep, run_or_resume, run_sweep
 from search.errors import ExperimentError, SweepError, SweepInterruptedError
+from search.progress import LiveView
 from search.results import State
 from search.searcher import StudySearcher
 from search.study import create_study, load_records, open_study, records
 from search.sweep import Sweep
 from search.tracking import Tracker, sync
+from search.tracking.outbox import OUTBOX, first_start
 from search.tracking.place import set_environment
+from search.watcher import Watcher
+
+set_environment()
+from mlflow import MlflowClient  # noqa: E402
+
+from search.tracking.runs import SWEEP_TAG, TRIAL_TAG  # noqa: E402
 
 TOGETHER = 8
 
@@ -41,10 +50,10 @@ def server():
 
 
 @pytest.fixture
-def database(server, request, monkeypatch):
+def database(server, monkeypatch):
     """The address of an empty database; its password is in the environment."""
     monkeypatch.setenv("PGPASSWORD", PASSWORD)
-    return server.create(f"test_{abs(hash(request.node.name))}")
+    return server.create(f"test_{uuid.uuid4().hex}")
 
 
 @pytest.fixture
@@ -133,6 +142,53 @@ def test_drivers_that_share_a_study_of_optuna_get_each_number_once(database):
     assert [trial.number for trial in trials] == list(range(5 * TOGETHER))
     assert Counter(trial.user_attrs["by"] for trial in trials) == dict.fromkeys(range(TOGETHER), 5)
     assert all(trial.values == [trial.params["width"], trial.user_attrs["by"]] for trial in trials)
+
+
+# ── MLflow's store ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def track(folder, number):
+    """Run a sweep whose outbox nobody empties; return its folder, and the points of accuracy in it."""
+    asked = experiment(folder / str(number), 3, tracking={"enabled": True, "uri": "http://127.0.0.1:1"})
+    create_study(asked.folder, asked)
+    searcher = StudySearcher(asked.folder, asked, Widths(3), BASELINE)
+    view = LiveView(3, BASELINE, asked.objectives, console=Console(file=io.StringIO()))
+    with Tracker(asked.folder, asked, patience_s=0) as tracker:
+        tracker.start(BASELINE)
+        driver = Driver(searcher, Watcher(searcher, tracker, view), seed=number)
+        driver.run(3)
+        driver.finish()
+    sweep = first_start(asked.folder / OUTBOX)["sweep_id"]
+    measured = ((it.number, at) for it in searcher.records() for at in it.history)
+    return asked.folder, Counter((sweep, str(trial), at.epoch, at.accuracy) for trial, at in measured)
+
+
+def deliver(folders, uri, number):
+    assert sync(folders[number], uri) == 0
+
+
+def test_sweeps_that_are_delivered_at_once_are_there_once(tmp_path, database, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    folders, points = zip(*(track(tmp_path, number) for number in range(TOGETHER)), strict=True)
+    server = MLflow(tmp_path, store=database, artifacts=tmp_path / "artifacts")
+    try:
+        at_once(deliver, folders, server.uri)
+        client = MlflowClient(server.uri)
+        runs = client.search_runs([client.get_experiment_by_name("prunesearch").experiment_id])
+        tags = [(run.info.run_id, run.data.tags[SWEEP_TAG], run.data.tags.get(TRIAL_TAG)) for run in runs]
+        found = Counter(
+            (sweep, trial, point.step, point.value)
+            for run, sweep, trial in tags
+            if trial is not None
+            for point in client.get_metric_history(run, "accuracy")
+        )
+    finally:
+        server.remove()
+    expected = sum(points, Counter())
+    kept = {(sweep, trial) for sweep, trial, _, _ in expected} | {(sweep, None) for sweep, *_ in expected}
+    assert Counter((sweep, trial) for _, sweep, trial in tags) == Counter(kept)
+    assert len(kept) == 4 * TOGETHER
+    assert found == expected
 
 
 # ── the same study ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -225,7 +281,7 @@ def test_a_study_that_is_not_there_any_more_is_told(start, database, server):
     with pytest.raises(SweepError, match=rf"^study {database.replace('+', '.')}: expected {name}, found none of that"):
         open_study(asked.folder, asked)
     (asked.folder / "study.name").unlink()
-    with pytest.raises(SweepError, match="expected study.name, found none"):
+    with pytest.raises(SweepError, match=r"expected study.name, found none$"):
         open_study(asked.folder, asked)
 
 
@@ -317,48 +373,69 @@ def test_an_event_in_which_the_database_goes_is_not_there_at_all(start, away):
     assert again.suggest("second again")["number"] == 1
 
 
-# ── MLflow's store ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── whole sweeps ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def deliver(folders, uri, number):
-    assert sync(folders[number], uri) == 0
+@pytest.fixture(scope="module")
+def undisturbed(local_ray, tmp_path_factory):
+    """The trials of the sweep with its study in the folder."""
+    asked = tiny.experiment(tmp_path_factory.mktemp("journal"), search={"trials": 8})
+    return timeless(run_sweep(asked, live=False).records)
 
 
-def test_sweeps_that_are_delivered_at_once_are_each_there_once(tmp_path, database):
-    set_environment()
-    from mlflow import MlflowClient
+def test_a_sweep_on_a_database_is_the_one_in_its_folder(tmp_path, database, undisturbed, monkeypatch, capfd, caplog):
+    caplog.set_level("DEBUG")
+    monkeypatch.delenv("PGPASSWORD")
+    address = database.replace("me@", f"me:{PASSWORD}@")
+    asked = tiny.experiment(tmp_path / "sweeps", search={"trials": 7}, study=address)
+    said = []
+    sweep = run_sweep(asked, say=said.append, live=False)
+    assert timeless(sweep.records) == undisturbed[:7]
+    assert run_or_resume(asked, say=said.append, live=False).records == sweep.records
+    assert said[-1].endswith("is finished: all 7 trials have ended")
+    with pytest.raises(SweepError, match=r"^study .*me:\*\*\*@127.0.0.1.*; set PGPASSWORD, or write it into ~/"):
+        Sweep.load(sweep.folder)
 
-    folders, expected = [], Counter()
-    for number in range(TOGETHER):
-        asked = experiment(tmp_path / str(number), 3, tracking={"enabled": True, "uri": "http://127.0.0.1:1"})
-        create_study(asked.folder, asked)
-        searcher = StudySearcher(asked.folder, asked, Widths(3), BASELINE)
-        from search.watcher import Watcher
+    monkeypatch.setenv("PGPASSWORD", PASSWORD)
+    moved = sweep.folder.rename(tmp_path / "moved")
+    assert Sweep.load(moved).records == sweep.records
+    assert not (moved / "study.journal").exists()
+    longer = extend_sweep(moved, 1, say=said.append, live=False)
+    assert timeless(longer.records) == undisturbed
+    assert [record.number for record in Sweep.load(moved).front] == [record.number for record in longer.front]
 
-        class View:
-            def update(self, *_):
-                pass
+    told = capfd.readouterr()
+    assert holding(tmp_path, PASSWORD) == []
+    assert PASSWORD not in "\n".join([*said, told.out, told.err, caplog.text])
+    assert f"study: {database.replace('me@', 'me:***@')}" in (moved / "experiment.yaml").read_text()
 
-        with Tracker(asked.folder, asked, patience_s=0) as tracker:
-            tracker.start(BASELINE)
-            driver = Driver(searcher, Watcher(searcher, tracker, View()), seed=number)
-            driver.run(3)
-            driver.finish()
-        folders.append(asked.folder)
-        expected += Counter(
-            (number, it.number, at.epoch, at.accuracy) for it in searcher.records() for at in it.history
-        )
 
-    server = MLflow(tmp_path, store=database, artifacts=tmp_path / "artifacts")
-    try:
-        at_once(deliver, folders, server.uri)
-        client = MlflowClient(server.uri)
-        known = client.get_experiment_by_name("prunesearch")
-        runs = client.search_runs([known.experiment_id])
-        sweeps = {run.info.run_id for run in runs if "prunesearch.trial" not in run.data.tags}
-        children = [run for run in runs if "prunesearch.trial" in run.data.tags]
-        print(runs[0].data.tags)
-        assert len(sweeps) == TOGETHER
-        assert len(children) == 3 * TOGETHER
-    finally:
-        server.remove()
+def test_a_sweep_whose_driver_is_killed_and_whose_database_goes_ends_as_undisturbed(
+    tmp_path, database, undisturbed, away, monkeypatch
+):
+    asked = tiny.experiment(tmp_path, search={"trials": 8}, study=database)
+    (tmp_path / "tiny.yaml").write_text(asked.to_yaml())
+
+    def ended(count):
+        found = load_records(asked.folder, asked) if (asked.folder / "study.name").exists() else []
+        return sum(record.state is State.FINISHED for record in found) >= count
+
+    driver = start_driver(tmp_path, "run", tmp_path / "tiny.yaml", "--resume")
+    wait_for(lambda: ended(2))
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+
+    monkeypatch.setattr(module, "PATIENCE_S", 0.5)
+    going = threading.Thread(target=lambda: (wait_for(lambda: ended(5)), away()))
+    going.start()
+    with pytest.raises(SweepInterruptedError, match=r"^study postgresql.*; go on with: prunesearch resume .*/tiny$"):
+        resume_sweep(asked.folder, live=False)
+    going.join()
+    away.back()
+
+    resumed = resume_sweep(asked.folder, live=False)
+    assert timeless(resumed.records) == undisturbed
+    trials = open_study(asked.folder, asked).get_trials()
+    assert [trial.number for trial in trials] == list(range(len(trials)))
+    assert all(trial.state.is_finished() for trial in trials)
+    assert resumed.records == Sweep.load(asked.folder).records
