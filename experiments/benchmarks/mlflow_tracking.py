@@ -66,7 +66,7 @@ def main() -> None:
         part.add_argument("--epochs", type=int, default=epochs)
         part.add_argument("--seconds", type=float, default=seconds, help="of an epoch")
         part.add_argument("--jobs", type=int, default=2, help="trials at a time")
-        part.set_defaults(run=run, sampler="random", mlflow=True, surrogate=False)
+        part.set_defaults(run=run, sampler="random", mlflow=True, surrogate=False, study=None)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     set_environment()

@@ -89,8 +89,8 @@ def programs():
 class MLflow:
     """MLflow's server on loopback, as `clusters/mlflow` starts it, without its users."""
 
-    def __init__(self, folder, *, store, artifacts, **environment):
-        port = free_port()
+    def __init__(self, folder, *, store, artifacts, port=None, **environment):
+        port = port or free_port()
         self.uri, self.log = f"http://127.0.0.1:{port}", folder / "mlflow-server.log"
         places = [f"--backend-store-uri={store}", f"--artifacts-destination={artifacts}"]
         door = ["--host=127.0.0.1", f"--port={port}", "--workers=1"]
