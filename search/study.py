@@ -40,7 +40,7 @@ JOURNAL, NAME = "study.journal", "study.name"
 POLICY, TUNE_ID, ERROR, EPOCH = "policy", "tune_id", "error", "epoch:"
 WIDTHS, TWIN = "widths", "same_as"
 """Names of what the study keeps of a trial."""
-LONGEST_NAME = 1024
+_LONGEST_NAME = 1024
 _EXTRA = (TUNE_ID, SOURCE, PREDICTED, DEVICE, NOTE)
 
 _STATES = {
@@ -145,7 +145,7 @@ def _journal(folder: Path) -> Storage:
 def _database(folder: Path, uri: str) -> BaseStorage:
     from search.database import Database
 
-    return Database(uri, read_text(folder / NAME, LONGEST_NAME, SweepError).strip())
+    return Database(uri, read_text(folder / NAME, _LONGEST_NAME, SweepError).strip())
 
 
 def _tables(uri: str) -> AbstractContextManager[BaseStorage]:
