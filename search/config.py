@@ -23,6 +23,7 @@ from pruning import (
 from search.dialect import read_yaml, write_yaml
 from search.errors import ExperimentError
 from search.mirror import pulled
+from search.passwords import without_password
 from search.places import address_of, is_address, path_of
 from search.reading import LARGEST_EXPERIMENT, read_text
 from search.sections import (
@@ -278,6 +279,8 @@ class Experiment(Section):
     resources: Resources = Resources()
     latency: LatencySpec = LatencySpec()
     tracking: Tracking = Tracking()
+    study: str | None = None
+    """A database's address such as `postgresql://me@host/db`, for the study; without one it is a file of the sweep."""
     storage: Placed = Path("sweeps")
     cache_gib: Annotated[float, Field(ge=0)] = 10.0
     """How much rankings and heads may take in the storage's `cache`; those used least recently go first."""
@@ -300,6 +303,24 @@ class Experiment(Section):
     def _free(cls, value: str) -> str:
         if value in TAKEN:
             raise ValueError(f"expected another name than {', '.join(TAKEN)}, got {value}")
+        return value
+
+    @field_validator("study")
+    @classmethod
+    def _names_database(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        from sqlalchemy import make_url  # which takes a while to import
+        from sqlalchemy.exc import ArgumentError
+
+        shown = without_password(value)
+        try:
+            url = make_url(value)
+            url.get_dialect()
+        except (ArgumentError, ValueError):  # ValueError: a port that is no number
+            raise ValueError(f"expected a database's address such as postgresql://me@host/db, got {shown}") from None
+        if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_absolute():
+            raise ValueError(f"expected a file such as sqlite:////home/me/study.db, got {shown}")
         return value
 
     @field_validator("objectives")

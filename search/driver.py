@@ -35,12 +35,13 @@ from search.rules import check_start
 from search.running_time import running_seconds
 from search.scheduler import scheduler_of
 from search.searcher import StudySearcher
+from search.servers import know, refuse_stranger
 from search.sharing import Shared, prepare_in_task, share
 from search.space import Space
 from search.starts import make_starts
-from search.study import Proposal, create_study, enqueue
+from search.study import Proposal, check_database, create_study, enqueue
 from search.sweep import BASELINE, WIDTHS, Sweep
-from search.tracking import Tracker, know, refuse_stranger, without_secrets
+from search.tracking import Tracker, without_secrets
 from search.trainable import EVENTS, SNAPSHOTS, all_events, forget, train
 from search.unwritten import going_without, telling
 from search.watcher import Watcher
@@ -56,21 +57,22 @@ def run_sweep(experiment: Experiment, *, say: Say = silent, address: str = "loca
         SweepError: the folder exists, there is no cluster at the address, or no trial succeeded.
         SearchError, PruningError: something in the experiment does not exist or does not fit; no folder is made.
     """
-    know(experiment.tracking.uri)
-    uri, experiment = experiment.tracking.uri, _portable(experiment)
+    know(experiment.tracking.uri, experiment.study)
+    told, experiment = experiment, _portable(experiment)
     folder = experiment.folder
     with kept(folder, say):
         if folder.exists():
             raise _taken(folder)
+        check_database(told)
         check_resources(experiment, address)
         check_start(experiment)  # refuses what is not there before anything is ranked
         events: list[Event] = []
         with _noted(say), counting(events.append), _prepared(experiment, address, say) as (inputs, shared):
             space = space_of(inputs)
-            _create(folder, experiment, inputs, make_starts(experiment, space, say))
+            _create(folder, experiment, inputs, make_starts(experiment, space, say), told.study)
             with _alone(folder):
                 append_events(folder / EVENTS, events)
-                return _launch(inputs, shared, space, folder, say, live=live, uri=uri)
+                return _launch(inputs, shared, space, folder, say, live=live, told=told)
 
 
 def run_or_resume(experiment: Experiment, *, say: Say = silent, address: str = "local", live: bool = True) -> Sweep:
@@ -84,7 +86,7 @@ def run_or_resume(experiment: Experiment, *, say: Say = silent, address: str = "
     folder = pulled(experiment.folder)
     if not (folder / EXPERIMENT).is_file():
         return run_sweep(experiment, say=say, address=address, live=live)
-    sweep, asked = Sweep.load(folder), _portable(experiment)
+    sweep, asked = Sweep.load(folder, study=experiment.study), _portable(experiment)
     trials = max(sweep.experiment.search.trials, asked.search.trials)  # it may have been extended since
     longer = asked.model_copy(update={"search": asked.search.model_copy(update={"trials": trials})})
     if places := _differences(without_secrets(sweep.experiment), longer):
@@ -92,7 +94,7 @@ def run_or_resume(experiment: Experiment, *, say: Say = silent, address: str = "
     if sweep.is_finished:
         say(f"{folder} is finished: {sweep.ending}")
         return sweep
-    return resume_sweep(folder, say=say, address=address, live=live, uri=experiment.tracking.uri)
+    return resume_sweep(folder, say=say, address=address, live=live, told=experiment)
 
 
 def _differences(one: Experiment, other: Experiment) -> list[str]:
@@ -109,7 +111,7 @@ def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def resume_sweep(
-    folder: Path, *, say: Say = silent, address: str = "local", live: bool = True, uri: str | None = None
+    folder: Path, *, say: Say = silent, address: str = "local", live: bool = True, told: Experiment | None = None
 ) -> Sweep:
     """Take up a sweep that was interrupted: finished trials stay, interrupted ones go on or start again.
 
@@ -118,19 +120,20 @@ def resume_sweep(
         say: told of every step.
         address: of a Ray cluster to join; `local` starts one on this machine.
         live: whether a live view is shown in a terminal.
-        uri: MLflow's address with its password, which the folder does not keep; else the environment has it.
+        told: has the addresses with their passwords, which the folder does not keep; else the environment has them.
 
     Raises:
         SweepError: no such sweep, one that is finished or running, or no cluster at the address.
     """
-    folder = Sweep.load(folder).folder  # refuses what is none before the lock is written there
+    study = None if told is None else told.study
+    folder = Sweep.load(folder, study=study).folder  # refuses what is none before the lock is written there
     with _alone(folder), kept(folder, say):
-        sweep = Sweep.load(folder)
+        sweep = Sweep.load(folder, study=study)
         ended = sum(record.state is not State.RUNNING for record in sweep.records)
         if sweep.is_finished:
             raise SweepError(f"sweep {folder}: finished, {sweep.ending}; add some with: {_more(folder)}")
         say(f"resuming {folder}: {ended} of {sweep.experiment.search.trials} trials have ended")
-        return _go_on(sweep, say, address, live=live, uri=uri)
+        return _go_on(sweep, say, address, live=live, told=told)
 
 
 def extend_sweep(folder: Path, trials: int, *, say: Say = silent, address: str = "local", live: bool = True) -> Sweep:
@@ -157,17 +160,21 @@ def extend_sweep(folder: Path, trials: int, *, say: Say = silent, address: str =
         return _go_on(replace(sweep, experiment=experiment), say, address, live=live)
 
 
-def _go_on(sweep: Sweep, say: Say, address: str, *, live: bool, uri: str | None = None) -> Sweep:
-    if uri is None:
+def _go_on(sweep: Sweep, say: Say, address: str, *, live: bool, told: Experiment | None = None) -> Sweep:
+    if told is None:
         refuse_stranger(sweep.experiment.tracking.uri, f"sweep {sweep.folder}")
-    uri, experiment = uri or sweep.experiment.tracking.uri, without_secrets(sweep.experiment)
+    told, experiment = told or sweep.experiment, without_secrets(sweep.experiment)
     check_resources(experiment, address)
     with (
         _noted(say),
         counting_into(sweep.folder / EVENTS),
         _prepared(experiment, address, say) as (inputs, shared),
     ):
-        return _launch(inputs, shared, space_of(inputs), sweep.folder, say, live=live, uri=uri)
+        return _launch(inputs, shared, space_of(inputs), sweep.folder, say, live=live, told=told)
+
+
+def _again(folder: Path) -> str:
+    return f"go on with: prunesearch resume {shlex.quote(str(folder))}"
 
 
 def _more(folder: Path) -> str:
@@ -202,15 +209,20 @@ def _prepared(experiment: Experiment, address: str, say: Say) -> Iterator[tuple[
             yield share(prepare_in_task(experiment, say), say)
 
 
-def _create(folder: Path, experiment: Experiment, inputs: Inputs, starts: Sequence[Proposal]) -> None:
+def _create(
+    folder: Path, experiment: Experiment, inputs: Inputs, starts: Sequence[Proposal], uri: str | None = None
+) -> None:
     """Make the folder of a sweep; it is there whole, or not at all.
+
+    Given the address of its study's database, with its password, the study is made there; without a folder nobody
+    looks at it.
 
     Raises:
         SweepError: another process was faster.
     """
     draft = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.draft")
     try:
-        study = create_study(draft, experiment)
+        study = create_study(draft, experiment, uri)
         for start in starts:
             enqueue(study, start)
         for name, values in ((BASELINE, inputs.baseline.to_dict()), (WIDTHS, inputs.groups.widths)):
@@ -255,29 +267,28 @@ def _noted(say: Say) -> Iterator[None]:
 
 
 def _launch(
-    inputs: Inputs, shared: Shared, space: Space, folder: Path, say: Say, *, live: bool, uri: str | None
+    inputs: Inputs, shared: Shared, space: Space, folder: Path, say: Say, *, live: bool, told: Experiment
 ) -> Sweep:
     experiment, baseline = inputs.experiment, inputs.baseline.to_dict()
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
-        searcher = StudySearcher(folder, experiment, space, baseline, guide_of(inputs, space))
+        searcher = StudySearcher(folder, experiment, space, baseline, guide_of(inputs, space), uri=told.study)
     for note in notes:
         say(f"note: {note.message}")
-    tracker = Tracker(folder, experiment, uri=uri)
+    tracker = Tracker(folder, experiment, uri=told.tracking.uri)
     view = LiveView(
         experiment.search.trials, baseline, experiment.objectives, time_left=lambda: searcher.time.left, live=live
     )
     watcher = Watcher(searcher, tracker, view, forget=partial(forget, folder))
-    again = f"go on with: prunesearch resume {shlex.quote(str(folder))}"
     with tracker:
         tracker.start(baseline, inputs.groups.widths, inputs.facts)
         tracker.trials_ended(searcher.records())
-        with view, counting_into(folder / EVENTS), _ended_by_disk(folder, again):
+        with view, counting_into(folder / EVENTS), _ended_by_faults(folder, searcher):
             _fit(_tuner(inputs, shared, folder, searcher, watcher))
         seconds = running_seconds(searcher.study)
         sweep = Sweep(experiment, folder, baseline, inputs.groups.widths, searcher.records(), seconds)
-        for told, trials in Counter(part for record in sweep.records for part in _notes(record)).items():
-            say(f"note: {told} ({trials} of {len(sweep.records)} trials)")
+        for line, trials in Counter(part for record in sweep.records for part in _notes(record)).items():
+            say(f"note: {line} ({trials} of {len(sweep.records)} trials)")
         tracker.trials_ended(sweep.records)
         if sweep.records:
             with going_without("the report is not whole, `prunesearch front` draws it"):
@@ -289,7 +300,7 @@ def _launch(
     if searcher.exhausted and len(sweep.records) < experiment.search.trials:
         say(f"note: the space has hardly another policy: {len(sweep.records)} of {experiment.search.trials} trials")
     elif not sweep.is_finished:
-        raise SweepInterruptedError(f"sweep {folder}: interrupted; {again}")
+        raise SweepInterruptedError(f"sweep {folder}: interrupted; {_again(folder)}")
     shutil.rmtree(folder / SNAPSHOTS, ignore_errors=True)  # a driver that died may have left some
     if sweep.time_is_up:
         say(sweep.ending)
@@ -310,22 +321,26 @@ def _notes(record: TrialRecord) -> list[str]:
 
 
 @contextmanager
-def _ended_by_disk(folder: Path, again: str) -> Iterator[None]:
-    """Tell of a disk that is full or gone in one line: the journal has what has ended, the rest can go on.
+def _ended_by_faults(folder: Path, searcher: StudySearcher) -> Iterator[None]:
+    """Tell of a disk that is full or a database that is gone in one line: what has ended is kept, the rest can go on.
 
     Raises:
-        SweepError: it is.
+        SweepInterruptedError: the study cannot be written.
+        SweepError: a disk cannot.
     """
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # Tune makes a text of some
+        if searcher.fault is not None:
+            raise SweepInterruptedError(f"{searcher.fault}; {_again(folder)}") from None
         inner: BaseException | None = error
         while inner is not None and getattr(inner, "errno", None) not in _FAULTS_OF_DISKS:
             inner = inner.__cause__ or inner.__context__
         if not isinstance(inner, OSError):
             raise
         place = folder if inner.filename is None else inner.filename
-        raise SweepError(f"{place}: {inner.strerror}; what has ended is kept; with room again {again}") from None
+        reason = f"{place}: {inner.strerror}; what has ended is kept; with room again {_again(folder)}"
+        raise SweepError(reason) from None
 
 
 def _tuner(inputs: Inputs, shared: Shared, folder: Path, searcher: StudySearcher, watcher: tune.Callback) -> tune.Tuner:

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Container, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -157,8 +157,17 @@ class Storage(JournalStorage):
 
     def __init__(self, journal: Journal) -> None:
         super().__init__(journal)
+        self._journal = journal
         self._open: list[int] = []
         self._next = 0
+
+    def at_once(self) -> AbstractContextManager[None]:
+        """Keep what is said until the outermost block ends, in one piece."""
+        return self._journal.at_once()
+
+    def take_changed(self) -> set[int]:
+        """Return the numbers of the trials that have changed since the last call, at first all."""
+        return self._journal.take_changed()
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None

@@ -1,16 +1,16 @@
-"""The trials of a study as records, each made anew only when the journal speaks of it."""
+"""The trials of a study as records, each made anew only when its storage speaks of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, cast
 
 from optuna import Study
 from optuna.search_space import IntersectionSearchSpace
 from optuna.trial import FrozenTrial, TrialState
 
 from search.config import Objective
-from search.journal import Journal
 from search.pareto import front
 from search.pool import Pool
 from search.results import TrialRecord
@@ -22,14 +22,25 @@ Reader = Callable[[FrozenTrial, Mapping[str, Any]], TrialRecord | None]
 """Makes a record of a trial and the study's attributes; None of a trial that is none yet."""
 
 
+class Store(Protocol):
+    """What a driver asks of its study's storage besides what Optuna does."""
+
+    def at_once(self) -> AbstractContextManager[None]:
+        """Keep what is said until the outermost block ends, in one piece."""
+        ...
+
+    def take_changed(self) -> set[int]:
+        """Return the numbers of the trials that have changed since the last call, at first all."""
+        ...
+
+
 class Ledger:
     """What a study holds, without asking it for all its trials at each event.
 
     The study stays the truth: a ledger that is made later says the same.
 
     Args:
-        study: whose storage reads the journal.
-        journal: knows which trials have changed.
+        study: whose storage is a `Store`.
         objectives: of the sweep; they make the front.
         read: makes a record.
 
@@ -37,8 +48,9 @@ class Ledger:
         dimensions: those that all trials have, for samplers that want them: it goes on where it was the last time.
     """
 
-    def __init__(self, study: Study, journal: Journal, objectives: Sequence[Objective], read: Reader) -> None:
-        self.study, self.journal, self._read = study, journal, read
+    def __init__(self, study: Study, objectives: Sequence[Objective], read: Reader) -> None:
+        self.study, self._read = study, read
+        self._store = cast(Store, study._storage)
         self.dimensions = IntersectionSearchSpace()
         self._trials: list[FrozenTrial] = []
         self._records: dict[int, TrialRecord] = {}
@@ -47,6 +59,10 @@ class Ledger:
         self._shapes: dict[tuple[TrialState, frozenset[str]], int] = {}
         self._objectives = tuple(objectives)
         self._front: list[TrialRecord] = []
+
+    def at_once(self) -> AbstractContextManager[None]:
+        """Keep what is said to the study until the outermost block ends, in one piece."""
+        return self._store.at_once()
 
     def __len__(self) -> int:
         """Return how many trials there are, whether they have a record or not."""
@@ -100,7 +116,7 @@ class Ledger:
         return [self._trials[number] for number in sorted(self._shapes.values())]
 
     def _catch_up(self) -> None:
-        changed = self.journal.take_changed()
+        changed = self._store.take_changed()
         if not changed:
             return
         storage, study_id = self.study._storage, self.study._study_id

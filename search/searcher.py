@@ -1,6 +1,6 @@
 """Tune's way to the study: proposes by it, and tells it how trials ended.
 
-A searcher holds nothing but the names Tune gave to trials: the study's journal has the rest.
+A searcher holds nothing but the names Tune gave to trials: the study has the rest.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from ray.tune.search.searcher import Searcher
 
 from pruning import Policy
 from search.config import Experiment
-from search.errors import SearchError
+from search.errors import SearchError, SweepError
 from search.horizon import Horizon
-from search.journal import Journal
 from search.ledger import Ledger
 from search.measurement import bounds_of, excesses, one_line, read_metrics
 from search.results import DEVICE, NOTE, Metrics, TrialRecord
@@ -30,7 +29,6 @@ from search.running_time import RunningTime
 from search.study import (
     EPOCH,
     ERROR,
-    JOURNAL,
     POLICY,
     TUNE_ID,
     TWIN,
@@ -101,8 +99,14 @@ def _at_once(
 
     @wraps(event)
     def written(searcher: StudySearcher, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Answer:
-        with searcher.ledger.journal.at_once():
-            return event(searcher, *args, **kwargs)
+        if searcher.fault is not None:
+            raise searcher.fault
+        try:
+            with searcher.ledger.at_once():
+                return event(searcher, *args, **kwargs)
+        except SweepError as error:
+            searcher.fault = error
+            raise
 
     return written
 
@@ -121,8 +125,11 @@ class StudySearcher(Searcher):
         experiment: trials, sampler, objectives and constraints.
         proposer: the searched space.
         baseline: the uncut network's metrics by name, for limits relative to it.
+        guide: proposes beside the sampler.
+        uri: the study's database with its password, where the experiment has it without.
 
     Attributes:
+        fault: why the study cannot be written any more; every event raises it again.
         time: counts from when the study is opened.
 
     Raises:
@@ -136,9 +143,11 @@ class StudySearcher(Searcher):
         proposer: Proposer,
         baseline: Mapping[str, float],
         guide: Guide | None = None,
+        *,
+        uri: str | None = None,
     ) -> None:
         super().__init__()
-        self._folder = folder.resolve()
+        self._folder, self._uri = folder.resolve(), uri
         self._experiment = experiment
         self._proposer = proposer
         self._guide = guide
@@ -149,6 +158,7 @@ class StudySearcher(Searcher):
         self._needed = (*experiment.objectives, *experiment.constraints)
         self._known: dict[str, int] = {}  # Tune's name → number, of trials that have not ended
         self._ledger: Ledger | None = None
+        self.fault: SweepError | None = None
         self.time = RunningTime(experiment.search.time_budget)
         for note in _misfits(experiment, conditional=proposer.conditional):
             warnings.warn(f"search.sampler: {note}", stacklevel=2)
@@ -162,9 +172,8 @@ class StudySearcher(Searcher):
     def ledger(self) -> Ledger:
         """What the study holds, kept up to date; opened on first use."""
         if self._ledger is None:
-            journal = Journal(self._folder / JOURNAL)
-            study = open_study(self._folder, self._experiment, journal)
-            self._ledger = Ledger(study, journal, self._experiment.objectives, record_of)
+            study = open_study(self._folder, self._experiment, self._uri)
+            self._ledger = Ledger(study, self._experiment.objectives, record_of)
             self._repeated = sum(TWIN in trial.user_attrs for trial in self._ledger.trials)
             for record in self._ledger.records():
                 self._policies.setdefault(record.policy.fingerprint, record.number)
@@ -286,7 +295,7 @@ class StudySearcher(Searcher):
         self._known = json.loads(Path(checkpoint_path).read_text(encoding="utf-8"))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_ledger": None, "_policies": {}}
+        return {**self.__dict__, "_ledger": None, "_policies": {}, "_uri": None}  # Tune writes it to the disk
 
     def _next(self) -> Trial | None:
         unfinished, known = self.ledger.unfinished, set(self._known.values())

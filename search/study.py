@@ -1,16 +1,18 @@
 """The study: what was proposed, measured and how it ended, in Optuna's storage.
 
-The journal alone suffices to rebuild every record.
+It alone suffices to rebuild every record. It is a journal in the sweep's folder, or in a database; then the folder has
+its name.
 """
 
 from __future__ import annotations
 
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import optuna
@@ -23,19 +25,22 @@ from optuna.samplers import (
     RandomSampler,
     TPESampler,
 )
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from pruning import Policy
 from search.config import Experiment
 from search.errors import SweepError
 from search.journal import Journal, Storage
-from search.reading import well_formed
+from search.ledger import Store
+from search.reading import read_text, well_formed
 from search.results import DEVICE, NOTE, PREDICTED, SOURCE, Metrics, State, TrialRecord
 
-JOURNAL = "study.journal"
+JOURNAL, NAME = "study.journal", "study.name"
 POLICY, TUNE_ID, ERROR, EPOCH = "policy", "tune_id", "error", "epoch:"
 WIDTHS, TWIN = "widths", "same_as"
 """Names of what the study keeps of a trial."""
+_LONGEST_NAME = 1024
 _EXTRA = (TUNE_ID, SOURCE, PREDICTED, DEVICE, NOTE)
 
 _STATES = {
@@ -67,36 +72,47 @@ class Proposal:
 # ── the study ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def create_study(folder: Path, experiment: Experiment) -> optuna.Study:
+def create_study(folder: Path, experiment: Experiment, uri: str | None = None) -> optuna.Study:
     """Start the study of a new sweep.
 
+    Args:
+        folder: the sweep's.
+        experiment: names the objectives, and the database if there is one.
+        uri: the database's address with its password, where the experiment has it without; it is not written down.
+
     Raises:
-        SweepError: the folder holds one already.
+        SweepError: the folder holds one already, or the database cannot be used.
     """
-    if (folder / JOURNAL).exists():
-        raise SweepError(f"sweep {folder}: holds a {JOURNAL} already; resume it, or choose another name")
+    for kept in (JOURNAL, NAME):
+        if (folder / kept).exists():
+            raise SweepError(f"sweep {folder}: holds a {kept} already; resume it, or choose another name")
     folder.mkdir(parents=True, exist_ok=True)
-    with _quiet():
+    uri, name = uri or experiment.study, experiment.name
+    if uri is not None:  # sweeps of one name in several folders may share the database
+        name = f"{name}-{uuid.uuid4().hex}"
+        (folder / NAME).write_text(f"{name}\n", encoding="utf-8")
+    with _quiet(), nullcontext(_journal(folder)) if uri is None else _tables(uri) as storage:
         study = optuna.create_study(
-            storage=_storage(folder),
-            sampler=make_sampler(experiment, number=0),
-            study_name=experiment.name,
-            directions=["maximize" if name == "accuracy" else "minimize" for name in experiment.objectives],
+            storage=storage,
+            study_name=name,
+            directions=["maximize" if metric == "accuracy" else "minimize" for metric in experiment.objectives],
         )
         study.set_metric_names(list(experiment.objectives))
-    return study
+    return open_study(folder, experiment, uri)
 
 
-def open_study(folder: Path, experiment: Experiment, journal: Journal | None = None) -> optuna.Study:
-    """Open the study of a sweep, to read or to go on; with a journal of the folder, through it.
+def open_study(folder: Path, experiment: Experiment, uri: str | None = None) -> optuna.Study:
+    """Open the study of a sweep, to read or to go on; its storage is a `Store` of the ledger.
 
     Raises:
-        SweepError: there is none, or it has other objectives.
+        SweepError: there is none, it has other objectives, or the database cannot be used.
     """
-    if not (folder / JOURNAL).exists():
-        raise SweepError(f"sweep {folder}: expected {JOURNAL}, found none")
-    with well_formed(f"sweep {folder}: {JOURNAL}", SweepError):
-        storage = _storage(folder, journal)
+    uri = uri or experiment.study
+    kept = JOURNAL if uri is None else NAME
+    if not (folder / kept).exists():
+        raise SweepError(f"sweep {folder}: expected {kept}, found none")
+    with well_formed(f"sweep {folder}: {kept}", SweepError):
+        storage = _journal(folder) if uri is None else _database(folder, uri)
         if not storage.get_all_studies():
             raise SweepError(f"sweep {folder}: {JOURNAL} is empty; remove the folder and run the sweep again")
         with _quiet():
@@ -108,8 +124,34 @@ def open_study(folder: Path, experiment: Experiment, journal: Journal | None = N
     return study
 
 
-def _storage(folder: Path, journal: Journal | None = None) -> Storage:
-    return Storage(journal or Journal(folder / JOURNAL))
+def check_database(experiment: Experiment) -> None:
+    """Make sure that the study's database, if it goes into one, can be used.
+
+    Raises:
+        SweepError: it cannot.
+    """
+    if experiment.study is not None:
+        with _quiet(), _tables(experiment.study):
+            pass
+
+
+def _journal(folder: Path) -> Storage:
+    return Storage(Journal(folder / JOURNAL))
+
+
+# SQLAlchemy takes a while to import: only who needs it waits.
+
+
+def _database(folder: Path, uri: str) -> BaseStorage:
+    from search.database import Database
+
+    return Database(uri, read_text(folder / NAME, _LONGEST_NAME, SweepError).strip())
+
+
+def _tables(uri: str) -> AbstractContextManager[BaseStorage]:
+    from search.database import open_tables
+
+    return open_tables(uri)
 
 
 def make_sampler(experiment: Experiment, number: int) -> BaseSampler:
@@ -133,7 +175,7 @@ def enqueue(study: optuna.Study, proposal: Proposal) -> None:
     attributes: dict[str, Any] = {SOURCE: proposal.source, WIDTHS: proposal.widths}
     if proposal.predicted is not None:
         attributes[PREDICTED] = proposal.predicted
-    with _quiet():
+    with _quiet(), cast(Store, study._storage).at_once():
         study.enqueue_trial(proposal.answers, user_attrs=attributes)
 
 
@@ -158,14 +200,14 @@ def _quiet() -> Iterator[None]:
 # ── records ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def load_records(folder: Path, experiment: Experiment) -> list[TrialRecord]:
+def load_records(folder: Path, experiment: Experiment, uri: str | None = None) -> list[TrialRecord]:
     """Return every trial of a sweep, in the order of proposal.
 
     Raises:
-        SweepError: no study there, or one with other objectives.
+        SweepError: no study there, one with other objectives, or a database that cannot be used.
     """
-    with well_formed(f"sweep {folder}: {JOURNAL}", SweepError):
-        return records(open_study(folder, experiment))
+    with well_formed(f"sweep {folder}: its study", SweepError):
+        return records(open_study(folder, experiment, uri))
 
 
 def records(study: optuna.Study) -> list[TrialRecord]:

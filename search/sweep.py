@@ -22,6 +22,7 @@ from search.reading import LARGEST_WIDTH, read_json
 from search.results import State, TrialRecord
 from search.running_time import running_seconds
 from search.sections import written_duration
+from search.servers import refuse_stranger
 from search.study import load_records, open_study
 from search.units import percent, short_count
 
@@ -82,8 +83,12 @@ class Sweep:
         return run_sweep(experiment, say=say, address=address, live=False)
 
     @classmethod
-    def load(cls, folder: Path | str) -> Sweep:
+    def load(cls, folder: Path | str, *, study: str | None = None) -> Sweep:
         """Read what a sweep's folder holds, or an address, finished or not.
+
+        Args:
+            folder: the sweep's.
+            study: the address of its database with the password, which the folder does not keep.
 
         Raises:
             SweepError: no sweep there.
@@ -95,9 +100,11 @@ class Sweep:
                 raise SweepError(f"sweep {folder}: expected a sweep's folder with {name}, found none")
         experiment = load_experiment(folder).model_copy(update={"name": folder.resolve().name})  # it may have moved
         baseline, widths = _read_baseline(folder / BASELINE), _read_widths(folder / WIDTHS)
+        if study is None:
+            refuse_stranger(experiment.study, f"sweep {folder}")
         limited = experiment.search.time_budget is not None
-        seconds = running_seconds(open_study(folder, experiment)) if limited else 0.0
-        return cls(experiment, folder, baseline, widths, load_records(folder, experiment), seconds)
+        seconds = running_seconds(open_study(folder, experiment, study)) if limited else 0.0
+        return cls(experiment, folder, baseline, widths, load_records(folder, experiment, study), seconds)
 
     def extend(self, trials: int, *, say: Say = print, address: str = "local") -> Sweep:
         """Run some more trials and return the longer sweep; see `search.driver.extend_sweep`."""

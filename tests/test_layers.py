@@ -32,6 +32,7 @@ IMPORTERS = {
         "search.running_time",
         "search.figures",
         "search.journal",
+        "search.database",
         "search.ledger",
         "search.pool",
         "search.horizon",

@@ -66,7 +66,7 @@ def main() -> None:
         part.add_argument("--epochs", type=int, default=epochs)
         part.add_argument("--seconds", type=float, default=seconds, help="of an epoch")
         part.add_argument("--jobs", type=int, default=2, help="trials at a time")
-        part.set_defaults(run=run, sampler="random", mlflow=True, surrogate=False)
+        part.set_defaults(run=run, sampler="random", mlflow=True, surrogate=False, study=None)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     set_environment()
@@ -92,7 +92,8 @@ def run_sweep(inputs: Inputs) -> tuple[list[TrialRecord], float, float]:
     create_study(experiment.folder, experiment)
     with patch.object(driver, "train", report_slowly), redirect_stdout(io.StringIO()):
         inputs, shared = share(inputs)
-        ended = driver._launch(inputs, shared, make_space(inputs), experiment.folder, silent, live=True)
+        space, folder = make_space(inputs), experiment.folder
+        ended = driver._launch(inputs, shared, space, folder, silent, live=True, told=experiment)
     begin = min(record.started for record in ended.records if record.started is not None)
     end = max(record.ended for record in ended.records if record.ended is not None)
     return ended.records, end - begin, time.time() - end

@@ -2,6 +2,7 @@
 
     python experiments/benchmarks/sweep_overhead.py noop --trials 200
     python experiments/benchmarks/sweep_overhead.py simulated --trials 2000 --sampler tpe --mlflow
+    python experiments/benchmarks/sweep_overhead.py simulated --trials 200 --study postgresql://me@host/db
 
 `noop` runs a real sweep, two trials at a time, whose trials report invented metrics at once. `simulated` has no
 workers: the searcher, the watcher, MLflow's outbox and the view are called as Tune would, with several trials in flight
@@ -68,6 +69,7 @@ def parse_arguments() -> argparse.Namespace:
     shared.add_argument("--mlflow", action="store_true", help="tell MLflow, in a SQLite file")
     shared.add_argument("--folder", type=Path, help="where the sweep's files go for a while")
     shared.add_argument("--surrogate", action="store_true", help="it makes half of the proposals; random weights rank")
+    shared.add_argument("--study", help="a database's address, for the study; else it is a file")
     parts = parser.add_subparsers(required=True)
     noop = parts.add_parser("noop", parents=[shared], help="a real sweep of trials that do nothing")
     noop.add_argument("--trials", type=int, default=200)
@@ -101,6 +103,7 @@ def make_inputs(arguments: argparse.Namespace, folder: Path) -> Inputs:
             recipe=Recipe(epochs=EPOCHS),
             search=search,
             tracking=Tracking(enabled=arguments.mlflow),
+            study=arguments.study,
             storage=folder,
         ),
         model=spec,
@@ -138,7 +141,8 @@ def run_noop(arguments: argparse.Namespace, folder: Path) -> None:
         began, busy = time.perf_counter(), time.process_time()
         with patch.object(driver, "train", report_at_once), redirect_stdout(io.StringIO()):  # one line each
             inputs, shared = share(inputs)
-            ended = driver._launch(inputs, shared, make_space(inputs), experiment.folder, silent, live=True)
+            space, folder = make_space(inputs), experiment.folder
+            ended = driver._launch(inputs, shared, space, folder, silent, live=True, told=experiment)
         whole, busy = time.perf_counter() - began, time.process_time() - busy
     starts = [record.started for record in ended.records if record.started is not None][2 * arguments.jobs :]
     each = 1e3 * (starts[-1] - starts[0]) / (len(starts) - 1)
@@ -187,8 +191,9 @@ def run_simulated(arguments: argparse.Namespace, folder: Path) -> None:
             driver = Driver(searcher, Watcher(searcher, tracker, view), inputs, arguments.jobs)
             parts = list(measured(driver, arguments.trials, lambda: delivered(inputs)))
     print_parts(arguments, parts)
-    journal = experiment.folder / "study.journal"
-    print(f"journal: {journal.stat().st_size / arguments.trials / 1e3:.1f} kB a trial")
+    if experiment.study is None:
+        journal = experiment.folder / "study.journal"
+        print(f"journal: {journal.stat().st_size / arguments.trials / 1e3:.1f} kB a trial")
 
 
 class Driver:

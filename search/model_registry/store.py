@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Self
 from pruning import UnknownNameError
 from search.config import Experiment, Tracking, load_experiment
 from search.errors import RegistryError
-from search.tracking.place import default_uri, reason_of, set_environment, store_uri, without_password
-from search.tracking.servers import refuse_stranger
+from search.passwords import without_password
+from search.servers import refuse_stranger
+from search.tracking.place import default_uri, reason_of, set_environment, store_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -10,17 +10,6 @@ Importing this package does not import MLflow, which takes a second.
 
 from search.tracking.place import default_uri, store_uri
 from search.tracking.server import serve, ui_command
-from search.tracking.servers import know, refuse_stranger
 from search.tracking.tracker import Tracker, sync, without_secrets
 
-__all__ = [
-    "Tracker",
-    "default_uri",
-    "know",
-    "refuse_stranger",
-    "serve",
-    "store_uri",
-    "sync",
-    "ui_command",
-    "without_secrets",
-]
+__all__ = ["Tracker", "default_uri", "serve", "store_uri", "sync", "ui_command", "without_secrets"]

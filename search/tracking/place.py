@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from urllib.parse import quote
+
+from search.passwords import HIDDEN, PASSWORD, without_password
 
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -41,24 +42,6 @@ def artifact_folder(uri: str) -> str | None:
     if not uri.startswith("sqlite:///"):
         return None
     return (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlflow-artifacts").as_uri()
-
-
-PASSWORD = "MLFLOW_TRACKING_PASSWORD"
-"""The environment's variable that has the password of an address that was kept without it; MLflow reads it, too."""
-
-HIDDEN = "***"
-_PASSWORDS = (
-    r"(https?://[^/@:\s]*:)[^/?#\s]*(?=@)",
-    r"((?<!http)(?<!https)://[^/@:\s]*:)[^@\s]*(?=@)",  # of a database; it may have a slash in it
-    r"((?i:[?&](?:password|passwd|pwd|secret|token|sslpassword)=))[^&\s]*",
-)
-
-
-def without_password(uri: str) -> str:
-    """Return an address as it may be shown, and kept; or a text with such addresses in it."""
-    for password in _PASSWORDS:
-        uri = re.sub(password, rf"\g<1>{HIDDEN}", uri)
-    return uri
 
 
 def with_password(uri: str) -> str:

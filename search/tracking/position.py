@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 
 from search.errors import SweepError
+from search.passwords import without_password
 from search.reading import read_json
 from search.tracking.outbox import OUTBOX, first_start, read_lines
-from search.tracking.place import without_password
 
 OFFSET = "mlflow-offset.json"
 

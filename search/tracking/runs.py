@@ -16,7 +16,8 @@ from mlflow.entities import Experiment, LifecycleStage, Metric, Param, Run, RunT
 from mlflow.exceptions import MlflowException
 
 from search.errors import SweepError
-from search.tracking.place import artifact_folder, without_password
+from search.passwords import without_password
+from search.tracking.place import artifact_folder
 
 SWEEP_TAG, TRIAL_TAG = "prunesearch.sweep_id", "prunesearch.trial"
 PARENT = "parent"
@@ -60,7 +61,12 @@ def experiment_named(client: MlflowClient, uri: str, name: str) -> str:
     known = client.get_experiment_by_name(name)
     if known is None:
         tags = {"mlflow.experimentKind": "custom_model_development", _VIEW_TAG: view}
-        return client.create_experiment(name, artifact_location=artifact_folder(uri), tags=tags)
+        try:
+            return client.create_experiment(name, artifact_location=artifact_folder(uri), tags=tags)
+        except MlflowException as error:
+            known = client.get_experiment_by_name(name)
+            if known is None or error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise  # else another sweep has made it meanwhile
     if known.lifecycle_stage == LifecycleStage.DELETED:
         raise SweepError(f"MLflow's experiment '{name}' is deleted; restore it or remove it for good")
     if _VIEW_TAG not in known.tags:

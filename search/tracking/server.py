@@ -14,8 +14,9 @@ from typing import NoReturn
 
 from search.errors import SweepError
 from search.mirror import pulled
+from search.passwords import without_password
 from search.tracking.outbox import OUTBOX, first_start
-from search.tracking.place import ENVIRONMENT, default_uri, store_uri, without_password
+from search.tracking.place import ENVIRONMENT, default_uri, store_uri
 
 HOST = "127.0.0.1"
 

@@ -19,13 +19,14 @@ from filelock import FileLock, Timeout
 from search.config import Experiment, load_experiment
 from search.errors import SweepError
 from search.mirror import pulled
+from search.passwords import HIDDEN, PASSWORD, without_password
 from search.results import Metrics, State, TrialRecord
+from search.servers import refuse_stranger
 from search.study import JOURNAL, load_records
 from search.tracking.ledger import record_to_json
 from search.tracking.outbox import OUTBOX, Line, Outbox, first_start, read_lines
-from search.tracking.place import HIDDEN, PASSWORD, reason_of, set_environment, store_uri, without_password
+from search.tracking.place import reason_of, set_environment, store_uri
 from search.tracking.position import waiting
-from search.tracking.servers import refuse_stranger
 
 if TYPE_CHECKING:
     from search.tracking.delivery import Delivery
@@ -282,10 +283,10 @@ def _complete(folder: Path) -> None:
 
 
 def without_secrets(experiment: Experiment) -> Experiment:
-    """Return an experiment as everybody may read it: without the password of MLflow's address."""
-    uri = experiment.tracking.uri
-    tracking = experiment.tracking.model_copy(update={"uri": without_password(uri) if uri else None})
-    return experiment.model_copy(update={"tracking": tracking})
+    """Return an experiment as everybody may read it: without the passwords of MLflow's address and the study's."""
+    uri, study = (address and without_password(address) for address in (experiment.tracking.uri, experiment.study))
+    tracking = experiment.tracking.model_copy(update={"uri": uri})
+    return experiment.model_copy(update={"tracking": tracking, "study": study})
 
 
 def _circumstances() -> dict[str, str]:

@@ -9,9 +9,9 @@ import tiny
 from search import driver
 from search.config import EXPERIMENT, load_experiment
 from search.driver import extend_sweep, run_or_resume, run_sweep
+from search.passwords import PASSWORD, without_password
 from search.tracking import Tracker, store_uri, sync
 from search.tracking.outbox import OUTBOX
-from search.tracking.place import PASSWORD, without_password
 from search.tracking.position import Position
 
 SECRET = "correct-horse-8c1f"

@@ -25,13 +25,14 @@ from pruning import AuxiliaryPlacement, CriterionSpec, ModelSpec, Policy
 from search.config import parse_experiment
 from search.errors import SweepError
 from search.pareto import front
+from search.passwords import without_password
 from search.results import Metrics, State, TrialRecord
 from search.study import create_study
 from search.tracking import Tracker, default_uri, serve, sync, tracker, ui_command
 from search.tracking.delivery import Delivery
 from search.tracking.ledger import Ledger, record_from_json, record_to_json
 from search.tracking.outbox import OUTBOX, Outbox, read_lines
-from search.tracking.place import set_environment, without_password
+from search.tracking.place import set_environment
 from search.tracking.position import OFFSET, Position
 from search.tracking.runs import LONGEST_PARAM, Runs
 

@@ -12,9 +12,9 @@ import tiny
 from pruning import ModelError, load_pruned
 from search.driver import run_sweep
 from search.reading import LONGEST_LINE, lines_of
-from search.tracking import Tracker, know, sync
+from search.servers import LIST, know
+from search.tracking import Tracker, sync
 from search.tracking.outbox import OUTBOX, read_lines
-from search.tracking.servers import LIST
 
 MODULE = "module_of_a_stranger"
 NAME = f"{MODULE}:network"
@@ -136,7 +136,7 @@ def test_a_password_does_not_go_where_somebodys_sweep_says(tmp_path, monkeypatch
         tracker.start({"accuracy": 0.5, "macs": 10, "params": 10})
     for name, value in (("USERNAME", "me"), ("PASSWORD", "correct-horse")):
         monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
-    complaint = f"error: sweep {folder}: would show {uri} your password of MLflow; if that is meant, set "
+    complaint = f"error: sweep {folder}: would show {uri} a password of your environment; if that is meant, set "
     for command in (["sync", folder], ["fetch", "net@champion", "--experiment", folder, "-o", tmp_path / "out"]):
         code, _, told = call(*command)
         assert (code, told) == (2, f"{complaint}MLFLOW_TRACKING_URI={uri}\n")

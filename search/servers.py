@@ -1,4 +1,4 @@
-"""Which MLflow servers may see the user's password: those that the user has named, not those of anybody's file."""
+"""Which servers may see the user's passwords: those that the user has named, not those of anybody's file."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from search.errors import SweepError
-from search.tracking.place import PASSWORD, without_password
+from search.passwords import PASSWORD, without_password
 
-LIST = Path("prunesearch") / "mlflow-servers"
+LIST = Path("prunesearch") / "servers"
 """In the user's configuration: one server a line."""
 
 ADDRESS = "MLFLOW_TRACKING_URI"
-_SECRETS = (PASSWORD, "MLFLOW_TRACKING_TOKEN")
+_SECRETS = (PASSWORD, "MLFLOW_TRACKING_TOKEN", "PGPASSWORD", "MYSQL_PWD")
 
 
-def know(uri: str | None) -> None:
-    """Remember the server of an address that the user has named."""
-    server = _server(uri)
-    if server and server not in _known():
-        with suppress(OSError):
+def know(*uris: str | None) -> None:
+    """Remember the servers of addresses that the user has named."""
+    new = {server for server in map(_server, uris) if server} - set(_known())
+    with suppress(OSError):
+        if new:
             _list().parent.mkdir(parents=True, exist_ok=True)
             with _list().open("a", encoding="utf-8") as file:
-                file.write(f"{server}\n")
+                file.writelines(f"{server}\n" for server in sorted(new))
 
 
 def refuse_stranger(uri: str | None, where: str) -> None:
@@ -40,8 +40,8 @@ def refuse_stranger(uri: str | None, where: str) -> None:
     server = _server(uri)
     if not server or server in (*_known(), _server(os.environ.get(ADDRESS))) or not _has_secret():
         return
-    told = without_password(uri or "")
-    raise SweepError(f"{where}: would show {server} your password of MLflow; if that is meant, set {ADDRESS}={told}")
+    meant = f"set {ADDRESS}={without_password(uri or '')}" if server.startswith("http") else f"add it to {_list()}"
+    raise SweepError(f"{where}: would show {server} a password of your environment; if that is meant, {meant}")
 
 
 def _server(uri: str | None) -> str | None:
