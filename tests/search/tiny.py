@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -173,6 +174,22 @@ class Booked(Network):
         return super().forward(images)
 
 
+class Signed(Network):
+    """Signs a book with the name of the machine at every thirtieth step of its training: `batch_size: 10`, an epoch."""
+
+    def __init__(self, classes, book):
+        super().__init__(classes, 1, (8, 16))
+        self.book, self.steps = Path(book), 0
+
+    def forward(self, images):
+        if self.training and torch.is_grad_enabled():
+            self.steps += 1
+            if self.steps % 30 == 0:
+                with self.book.open("a") as file:
+                    file.write(f"{socket.gethostname()}\n")
+        return super().forward(images)
+
+
 class Choosy(Network):
     """Looks at its values and decides, if it is to become a graph."""
 
@@ -230,6 +247,10 @@ def poisoned(num_classes=10, grave=""):
 
 def booked(num_classes=10, book=""):
     return Booked(num_classes, book)
+
+
+def signed(num_classes=10, book=""):
+    return Signed(num_classes, book)
 
 
 def greedy(num_classes=10, most=20):
