@@ -12,6 +12,7 @@ from typing import Any
 from filelock import FileLock
 
 from search.reading import json_lines
+from search.unwritten import going_without
 
 Event = tuple[str, str, bool]
 """Kind, key, and whether it was made now; else it was found."""
@@ -68,11 +69,13 @@ class Counts:
 
 
 def append_events(path: Path, events: Iterable[Event]) -> None:
-    """Add events to a file that several processes write, from several machines, too."""
+    """Add events to a file that several processes write, from several machines, too; go on where it has no room."""
     lines = "".join(f"{json.dumps(event)}\n" for event in events)
-    if lines:
-        with FileLock(path.with_suffix(".lock")), path.open("a", encoding="utf-8") as file:
-            file.write(lines)
+    if not lines:
+        return
+    lacking, lock = going_without(f"{path.name} lacks some of what was made or found"), path.with_suffix(".lock")
+    with lacking, FileLock(lock), path.open("a", encoding="utf-8") as file:
+        file.write(f"\n{lines}")  # the line break in front ends a line that was torn
 
 
 @contextmanager

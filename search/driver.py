@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import shlex
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from search.inputs import Inputs, Say, silent
 from search.launching import check_resources, ray_session
 from search.prepare import prepare_ahead, space_of
 from search.progress import LiveView
-from search.results import State
+from search.results import State, TrialRecord
 from search.rules import check_start
 from search.running_time import running_seconds
 from search.scheduler import scheduler_of
@@ -38,10 +40,12 @@ from search.starts import make_starts
 from search.study import Proposal, create_study, enqueue
 from search.sweep import BASELINE, WIDTHS, Sweep
 from search.tracking import Tracker, without_secrets
-from search.trainable import EVENTS, snapshot_of, train
+from search.trainable import EVENTS, SNAPSHOTS, forget, train
+from search.unwritten import going_without, telling
 from search.watcher import Watcher
 
 TUNE, LOCK, SHARED = "tune", "sweep.lock", "shared.json"
+_FAULTS_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
 def run_sweep(experiment: Experiment, *, say: Say = silent, address: str = "local", live: bool = True) -> Sweep:
@@ -58,7 +62,7 @@ def run_sweep(experiment: Experiment, *, say: Say = silent, address: str = "loca
     check_resources(experiment, address)
     check_start(experiment)  # refuses what is not there before anything is ranked
     events: list[Event] = []
-    with counting(events.append), _prepared(experiment, address, say) as (inputs, shared):
+    with _noted(say), counting(events.append), _prepared(experiment, address, say) as (inputs, shared):
         space = space_of(inputs)
         _create(folder, experiment, inputs, make_starts(experiment, space, say))
         with _alone(folder):
@@ -153,7 +157,11 @@ def extend_sweep(folder: Path, trials: int, *, say: Say = silent, address: str =
 def _go_on(sweep: Sweep, say: Say, address: str, *, live: bool, uri: str | None = None) -> Sweep:
     uri, experiment = uri or sweep.experiment.tracking.uri, without_secrets(sweep.experiment)
     check_resources(experiment, address)
-    with counting_into(sweep.folder / EVENTS), _prepared(experiment, address, say) as (inputs, shared):
+    with (
+        _noted(say),
+        counting_into(sweep.folder / EVENTS),
+        _prepared(experiment, address, say) as (inputs, shared),
+    ):
         return _launch(inputs, shared, space_of(inputs), sweep.folder, say, live=live, uri=uri)
 
 
@@ -226,6 +234,18 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _noted(say: Say) -> Iterator[None]:
+    """Say at the end what could not be written."""
+    lines: list[str] = []
+    try:
+        with telling(lines.append):
+            yield
+    finally:
+        for line in dict.fromkeys(lines):
+            say(f"note: {line}")
+
+
 # ── launching ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -242,26 +262,29 @@ def _launch(
     view = LiveView(
         experiment.search.trials, baseline, experiment.objectives, time_left=lambda: searcher.time.left, live=live
     )
-    watcher = Watcher(
-        searcher, tracker, view, forget=lambda number: snapshot_of(folder, number).unlink(missing_ok=True)
-    )
+    watcher = Watcher(searcher, tracker, view, forget=partial(forget, folder))
+    again = f"go on with: prunesearch resume {shlex.quote(str(folder))}"
     with tracker:
         tracker.start(baseline, inputs.groups.widths, inputs.facts)
-        with view, counting_into(folder / EVENTS):
+        tracker.trials_ended(searcher.records())
+        with view, counting_into(folder / EVENTS), _ended_by_disk(folder, again):
             _fit(_tuner(inputs, shared, folder, searcher, watcher))
         seconds = running_seconds(searcher.study)
         sweep = Sweep(experiment, folder, baseline, inputs.groups.widths, searcher.records(), seconds)
-        for note, trials in Counter(filter(None, (record.extra.get("note") for record in sweep.records))).items():
-            say(f"note: {note} ({trials} of {len(sweep.records)} trials)")
+        for told, trials in Counter(part for record in sweep.records for part in _notes(record)).items():
+            say(f"note: {told} ({trials} of {len(sweep.records)} trials)")
+        tracker.trials_ended(sweep.records)
         if sweep.records:
-            tracker.sweep_ended(sweep.summary, sweep.draw(say))
+            with going_without("the report is not whole, `prunesearch front` draws it"):
+                tracker.sweep_ended(sweep.summary, sweep.draw(say))
     counts = Counts(read_events(folder / EVENTS))
-    (folder / SHARED).write_text(counts.to_json() + "\n", encoding="utf-8")
+    with going_without(f"{SHARED} is not whole"):
+        (folder / SHARED).write_text(counts.to_json() + "\n", encoding="utf-8")
     if searcher.exhausted and len(sweep.records) < experiment.search.trials:
         say(f"note: the space has hardly another policy: {len(sweep.records)} of {experiment.search.trials} trials")
     elif not sweep.is_finished:
-        again = f"prunesearch resume {shlex.quote(str(folder))}"
-        raise SweepInterruptedError(f"sweep {folder}: interrupted; go on with: {again}")
+        raise SweepInterruptedError(f"sweep {folder}: interrupted; {again}")
+    shutil.rmtree(folder / SNAPSHOTS, ignore_errors=True)  # a driver that died may have left some
     if sweep.time_is_up:
         say(sweep.ending)
     if not sweep.front:
@@ -272,6 +295,31 @@ def _launch(
         reason = tracker.problem or "it is slow"
         say(f"MLflow: {reason}; {left} entries wait in {folder}; send them with: {send}")
     return sweep
+
+
+def _notes(record: TrialRecord) -> list[str]:
+    """Return what a trial had to go without."""
+    note = record.extra.get("note")
+    return str(note).split("; ") if note else []
+
+
+@contextmanager
+def _ended_by_disk(folder: Path, again: str) -> Iterator[None]:
+    """Tell of a disk that is full or gone in one line: the journal has what has ended, the rest can go on.
+
+    Raises:
+        SweepError: it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        inner: BaseException | None = error
+        while inner is not None and getattr(inner, "errno", None) not in _FAULTS_OF_DISKS:
+            inner = inner.__cause__ or inner.__context__
+        if not isinstance(inner, OSError):
+            raise
+        place = folder if inner.filename is None else inner.filename
+        raise SweepError(f"{place}: {inner.strerror}; what has ended is kept; with room again {again}") from None
 
 
 def _tuner(inputs: Inputs, shared: Shared, folder: Path, searcher: StudySearcher, watcher: tune.Callback) -> tune.Tuner:

@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from pruning import AuxiliaryLosses, AuxiliaryPlacement, fine_tune, load_weights, save_weights, train_heads
-from search.cache import SUFFIX, cache_of, key_of
+from search.cache import NOT_KEPT, SUFFIX, cache_of, key_of
 from search.inputs import Inputs, Say, silent
+from search.unwritten import going_without
 
 
 def with_heads(inputs: Inputs, placement: AuxiliaryPlacement, say: Say = silent) -> tuple[nn.Module, AuxiliaryLosses]:
@@ -42,7 +43,8 @@ def with_heads(inputs: Inputs, placement: AuxiliaryPlacement, say: Say = silent)
             for epoch in fine_tune(network, inputs.data.train, spec.fine_tuning, auxiliary=auxiliary, **where):
                 say(f"  epoch {epoch.epoch}/{spec.fine_tuning.epochs}: loss {epoch.loss:.3f}")
         trained.cpu()
-        save_weights(trained, draft)
+        with going_without(NOT_KEPT, draft):
+            save_weights(trained, draft)
         return trained
 
     cache = cache_of(inputs.experiment)

@@ -121,6 +121,14 @@ class Journal(BaseJournalBackend):
     def _write(self) -> None:
         if self._depth or not self._held:
             return
+        try:
+            self._append()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from None
+        self._bytes += sum(map(len, self._held[: self._told]))
+        self._held, self._told = [], 0
+
+    def _append(self) -> None:
         file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             size = self._mended_size(file)
@@ -129,8 +137,6 @@ class Journal(BaseJournalBackend):
             _write_whole(file, b"".join(self._held), size)
         finally:
             os.close(file)
-        self._bytes += sum(map(len, self._held[: self._told]))
-        self._held, self._told = [], 0
 
     def _mended_size(self, file: int) -> int:
         """Drop a last line that was torn, by a full disk or a power cut, and return the size of the file."""

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from pruning import LatencyModel, measure_widths
-from search.cache import cache_of, key_of
+from search.cache import NOT_KEPT, cache_of, key_of
 from search.errors import SearchError
 from search.inputs import Inputs, Say, silent
 from search.reading import read_json
 from search.units import percent
+from search.unwritten import going_without
 
 NETWORKS = 40
 
@@ -51,7 +52,8 @@ def with_latency_model(inputs: Inputs, say: Say = silent) -> Inputs:
     def make(path: Path) -> LatencyModel:
         say(f"measuring the latency of {NETWORKS} networks")
         model = _fit(inputs)
-        path.write_text(json.dumps(model.to_dict()), encoding="utf-8")
+        with going_without(NOT_KEPT, path):
+            path.write_text(json.dumps(model.to_dict()), encoding="utf-8")
         return model
 
     model = cache.once(cache.path("latencies", key_of(parts), ".json"), read, make)

@@ -31,10 +31,11 @@ from pruning import (
     stagewise_schedule,
     told_briefly,
 )
-from search.cache import SUFFIX, cache_of, key_of
+from search.cache import NOT_KEPT, SUFFIX, cache_of, key_of
 from search.heads import heads_key, with_heads
 from search.inputs import Inputs, Say, ranking_key, seen_placement, silent
 from search.rules import prior_criterion, rules_ahead
+from search.unwritten import going_without
 
 BATCH = 128
 """Images that a criterion sees at a time; DCP makes a step on each batch."""
@@ -230,7 +231,7 @@ def curves_of(inputs: Inputs, spec: CriterionSpec, names: tuple[str, ...], say: 
             network, _ = _subject(inputs, None, say)
             curves = criterion.curves(network, inputs.searched.only(names), base, _batches(inputs))
         ranking = SensitivityRanking(base, curves)
-        ranking.save(draft)
+        _save(ranking, draft)
         return ranking
 
     path = cache_of(inputs.experiment).path(
@@ -275,7 +276,8 @@ def _subject(
 def _save(ranking: Ranking, draft: Path) -> None:
     """Write a ranking of a kind that can be."""
     if hasattr(ranking, "save"):
-        ranking.save(draft)
+        with going_without(NOT_KEPT, draft):
+            ranking.save(draft)
 
 
 def _batches(inputs: Inputs) -> list[tuple[Tensor, Tensor]]:

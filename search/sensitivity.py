@@ -12,10 +12,11 @@ from torch import Tensor
 
 from pruning import AuxiliaryPlacement, CriterionSpec, measure_sensitivity
 from search.asked import width_at
-from search.cache import cache_of
+from search.cache import NOT_KEPT, cache_of
 from search.inputs import Inputs, Say, silent
 from search.rankings import derived_key, ranked_network, ranking_for
 from search.reading import LARGEST_WIDTH, json_lines
+from search.unwritten import going_without
 
 BATCH = 256
 """Images that run at a time; the numbers hardly depend on it."""
@@ -76,7 +77,7 @@ def _recalibration_batches(inputs: Inputs) -> list[tuple[Tensor, Tensor]]:
 
 
 def _append(path: Path, group: str, width: int, accuracy: float) -> None:
-    with path.open("a", encoding="utf-8") as file:
+    with going_without(NOT_KEPT), path.open("a", encoding="utf-8") as file:
         file.write(f"\n{json.dumps([group, width, accuracy])}")  # the line break in front ends a line that was torn
 
 

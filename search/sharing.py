@@ -30,6 +30,7 @@ from search.rankings import (
     ranking_for,
     wanted_ahead,
 )
+from search.unwritten import telling
 from search.worker import take_share
 
 
@@ -224,7 +225,7 @@ def _attempt(inputs: Inputs, job: Job) -> _Answer | PruningError | SearchError:
     take_share(inputs.experiment.resources)
     start, said, events = time.perf_counter(), list[str](), list[Event]()
     try:
-        with counting(events.append):
+        with counting(events.append), telling(lambda line: said.append(f"note: {line}")):
             rankings = _rank(inputs, job, said.append)
     except (PruningError, SearchError) as error:
         return error

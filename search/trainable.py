@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import os
 import traceback
 import warnings
 from collections.abc import Callable
@@ -16,9 +19,12 @@ from search.counts import counting_into
 from search.results import Metrics
 from search.sharing import Shared, received
 from search.trial import run_trial
+from search.unwritten import going_without, telling
 from search.worker import ruins_process, take_share
 
 SNAPSHOTS, EVENTS = "snapshots", "shared.jsonl"
+_SEAL = 32
+"""Bytes in front of a snapshot's content."""
 
 
 def train(config: dict[str, Any], shared: Shared) -> None:
@@ -30,17 +36,22 @@ def train(config: dict[str, Any], shared: Shared) -> None:
     take_share(inputs.experiment.resources)
     policy = Policy.from_json(config["policy"])
     snapshot = snapshot_of(inputs.experiment.folder, config["number"])
+    missing = list[str]()
 
     def report(metrics: Metrics, state: Callable[[], dict[str, Any]]) -> None:
         if 0 < metrics.epoch < policy.recipe.epochs:
-            _write(state(), snapshot)
-        told = dict.fromkeys(str(note.message) for note in notes if issubclass(note.category, BatchSizeWarning))
+            _write(state(), snapshot, policy)
+        smaller = [str(note.message) for note in notes if issubclass(note.category, BatchSizeWarning)]
+        told = dict.fromkeys([*smaller, *missing])
         facts = {"device": inputs.device_name} | ({"note": "; ".join(told)} if told else {})
         tune.report(metrics.to_dict() | facts)
 
-    with warnings.catch_warnings(record=True, action="always", category=BatchSizeWarning) as notes:
+    with (
+        warnings.catch_warnings(record=True, action="always", category=BatchSizeWarning) as notes,
+        telling(missing.append),
+    ):
         try:
-            resume = _read(snapshot)
+            resume = _read(snapshot, policy)
             if resume is not None:
                 tune.report(resume["metrics"])  # the driver may have died before it heard of them
             with counting_into(inputs.experiment.folder / EVENTS):
@@ -57,16 +68,39 @@ def snapshot_of(folder: Path, number: int) -> Path:
     return folder / SNAPSHOTS / f"trial-{number}.pt"
 
 
-def _write(state: dict[str, Any], snapshot: Path) -> None:
-    snapshot.parent.mkdir(exist_ok=True)
-    draft = snapshot.with_suffix(".draft")
-    torch.save(state, draft)
-    draft.replace(snapshot)
+def forget(folder: Path, number: int) -> None:
+    """Remove what a trial has left to go on from, and drafts of it that a worker left who died."""
+    for path in (folder / SNAPSHOTS).glob(f"trial-{number}.*"):
+        path.unlink(missing_ok=True)
 
 
-def _read(snapshot: Path) -> dict[str, Any] | None:
-    """Return what an earlier attempt at the trial left: its worker or the whole sweep was stopped."""
-    if not snapshot.exists():
+def _write(state: dict[str, Any], snapshot: Path, policy: Policy) -> None:
+    """Write what the trial needs to go on, if there is room: else it will start again."""
+    draft = snapshot.with_suffix(f".{os.getpid()}.draft")  # a worker whose driver was killed may still write its own
+    with going_without("trials start afresh where they are interrupted, for they cannot write snapshots", draft):
+        content = io.BytesIO()
+        torch.save(state, content)
+        snapshot.parent.mkdir(exist_ok=True)
+        draft.write_bytes(_seal(content.getvalue(), policy) + content.getvalue())
+        draft.replace(snapshot)
+
+
+def _read(snapshot: Path, policy: Policy) -> dict[str, Any] | None:
+    """Return what an earlier attempt at the trial left: its worker or the whole sweep was stopped.
+
+    None where there is nothing, or not what was written, or what another policy's trial has written.
+    """
+    try:
+        written = snapshot.read_bytes()
+    except OSError:
         return None
-    state: dict[str, Any] = torch.load(snapshot, weights_only=True, map_location="cpu")
+    seal, content = written[:_SEAL], written[_SEAL:]
+    if seal != _seal(content, policy):
+        return None
+    state: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     return state
+
+
+def _seal(content: bytes, policy: Policy) -> bytes:
+    """Return what only this content of this policy's trial has: torch loads a file in which bytes have changed."""
+    return hashlib.sha256(policy.fingerprint.encode() + content).digest()

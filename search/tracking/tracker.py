@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -18,9 +18,9 @@ from filelock import FileLock, Timeout
 
 from search.config import Experiment
 from search.errors import SweepError
-from search.results import Metrics, TrialRecord
+from search.results import Metrics, State, TrialRecord
 from search.tracking.ledger import record_to_json
-from search.tracking.outbox import OUTBOX, Outbox, first_start
+from search.tracking.outbox import OUTBOX, Line, Outbox, first_start, read_lines
 from search.tracking.place import HIDDEN, PASSWORD, reason_of, set_environment, store_uri, without_password
 from search.tracking.position import waiting
 
@@ -110,6 +110,16 @@ class Tracker:
         )
         self._thread.start()
 
+    def trials_ended(self, records: Iterable[TrialRecord]) -> None:
+        """Tell of those trials that have ended and of whose end nobody was told: a driver died, or a disk was full."""
+        if self._outbox is None:
+            return
+        lines = (line for line, _ in read_lines(self._folder / OUTBOX) if line and line["kind"] == "trial_ended")
+        told = {_number(line) for line in lines}
+        for record in records:
+            if record.state is not State.RUNNING and record.number not in told:
+                self.trial_ended(record)
+
     def trial_started(self, record: TrialRecord) -> None:
         """Tell that a trial was launched, for the first time or again."""
         self._append("trial_started", record=record_to_json(record))
@@ -191,6 +201,12 @@ class Tracker:
                         return
                     self._wake.wait()
                     self._closing.wait(GATHER_S)
+
+
+def _number(line: Line) -> Any:
+    """Return the number of the trial that a line speaks of; None in a damaged one."""
+    record = line.get("record")
+    return record.get("number") if isinstance(record, dict) else None
 
 
 def _delivery(folder: Path, uri: str) -> Delivery:
