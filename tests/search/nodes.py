@@ -55,18 +55,18 @@ def node(command, environment):
 
 
 def alive_nodes(address, environment, within=()):
-    """Return the addresses of a cluster's nodes; none if it does not answer.
+    """Return address and name of each node of a cluster; none if it does not answer.
 
     Args:
         address: of the cluster.
         environment: with its token.
         within: a command that runs another one where the cluster is.
     """
-    alive = "[node['NodeManagerAddress'] for node in ray.nodes() if node['Alive']]"
-    code = f"import ray; ray.init('{address}', log_to_driver=False); print(*{alive})"
+    told = "*(f\"{node['NodeManagerAddress']} {node['NodeID']}\" for node in ray.nodes() if node['Alive'])"
+    code = f"import ray; ray.init('{address}', log_to_driver=False); print({told}, sep=';')"
     asked = [*within, sys.executable, "-c", code]
     done = subprocess.run(asked, env=environment, capture_output=True, text=True)
-    return done.stdout.splitlines()[-1].split() if done.returncode == 0 else []
+    return [tuple(pair.split()) for pair in done.stdout.splitlines()[-1].split(";")] if done.returncode == 0 else []
 
 
 def free_port():
