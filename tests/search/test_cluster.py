@@ -1,35 +1,32 @@
 """Several Ray nodes on this machine, each a process of its own."""
 
-import os
-import secrets
 import shutil
-import socket
 import subprocess
-import sys
-import time
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
-import ray
 import tiny
+from nodes import (
+    HOST,
+    SEARCH,
+    alive_nodes,
+    environment_with_token,
+    free_port,
+    head_at,
+    node,
+    start_node,
+    wait_for,
+    words,
+)
 
 from search import Sweep
 from search.results import State
 
 pytestmark = pytest.mark.cluster
 
-HERE = Path(__file__).parent
-RAY = Path(sys.executable).with_name("ray")
-HOST = ray.util.get_node_ip_address()
-
 
 @pytest.fixture(scope="module")
 def environment():
-    """What every process of the cluster is started with: a token of its own."""
-    paths = os.pathsep.join(map(str, [HERE.parents[1], HERE]))
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    return {**os.environ, **token, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    return environment_with_token()
 
 
 @pytest.fixture(scope="module")
@@ -40,46 +37,12 @@ def cluster(tmp_path_factory, environment):
     place, port = tmp_path_factory.mktemp("places"), free_port()
     (place / "private").mkdir()
     address = f"{HOST}:{port}"
-    start = [RAY, "start", "--block", "--num-cpus", "1", "--disable-usage-stats"]
-    head = [*start, "--head", "--port", port, "--include-dashboard", "false"]
-    join = " ".join(map(str, [*start, "--address", address]))
-    with node(head, environment):
-        wait_for(lambda: count_nodes(address, environment) == 1)
-        hidden = f"mount -t tmpfs none '{place / 'private'}' && exec {join}"
+    with node(head_at(address), environment):
+        wait_for(lambda: len(alive_nodes(address, environment)) == 1)
+        hidden = f"mount -t tmpfs none '{place / 'private'}' && exec {' '.join(start_node('--address', address))}"
         with node(["unshare", "-m", "sh", "-c", hidden], environment):
-            wait_for(lambda: count_nodes(address, environment) == 2)
+            wait_for(lambda: len(alive_nodes(address, environment)) == 2)
             yield address, place
-
-
-@contextmanager
-def node(command, environment):
-    """Run a Ray node until the end of the block."""
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(list(map(str, command)), env=environment, start_new_session=True, **quiet)
-    try:
-        yield process
-    finally:
-        process.terminate()  # `ray start --block` ends what it has started
-        process.wait(60)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return probe.getsockname()[1]
-
-
-def count_nodes(address, environment):
-    code = f"import ray; ray.init('{address}', log_to_driver=False); print(sum(n['Alive'] for n in ray.nodes()))"
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    return int(done.stdout.split()[-1]) if done.returncode == 0 else 0
-
-
-def wait_for(what, seconds=120):
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "the cluster does not come up"
-        time.sleep(0.5)
 
 
 def run(asked, cluster, environment, **more):
@@ -87,8 +50,8 @@ def run(asked, cluster, environment, **more):
     address, place = cluster
     path = place / "tiny.yaml"
     path.write_text(asked.to_yaml(), encoding="utf-8")
-    command = [sys.executable, "-m", "search", "run", path, "--address", address]
-    return subprocess.run(list(map(str, command)), env={**environment, **more}, capture_output=True, text=True)
+    command = words(*SEARCH, "run", path, "--address", address)
+    return subprocess.run(command, env={**environment, **more}, capture_output=True, text=True)
 
 
 def test_a_folder_that_a_node_does_not_see_is_refused_before_anything_starts(cluster, environment):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -173,6 +174,23 @@ class Booked(Network):
         return super().forward(images)
 
 
+class Signed(Network):
+    """Signs a book with the name of the machine, and rests, at every thirtieth step of its training: 300 images."""
+
+    def __init__(self, classes, book, rests_s):
+        super().__init__(classes, 1, (8, 16))
+        self.book, self.rests_s, self.steps = Path(book), rests_s, 0
+
+    def forward(self, images):
+        if self.training and torch.is_grad_enabled():
+            self.steps += 1
+            if self.steps % 30 == 0:
+                with self.book.open("a") as file:
+                    file.write(f"{socket.gethostname()}\n")
+                time.sleep(self.rests_s)
+        return super().forward(images)
+
+
 class Choosy(Network):
     """Looks at its values and decides, if it is to become a graph."""
 
@@ -230,6 +248,10 @@ def poisoned(num_classes=10, grave=""):
 
 def booked(num_classes=10, book=""):
     return Booked(num_classes, book)
+
+
+def signed(num_classes=10, book="", rests_s=0):
+    return Signed(num_classes, book, rests_s)
 
 
 def greedy(num_classes=10, most=20):
