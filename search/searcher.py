@@ -273,9 +273,10 @@ class StudySearcher(Searcher):
             trial_id: Tune's name of the trial.
             error: an exception, or a text such as that of Tune's error file.
         """
-        for trial in self.ledger.trials:
+        for trial in reversed(self.ledger.trials):  # it is hardly ever an early one
             if trial.user_attrs.get(TUNE_ID) == trial_id:
                 self.study.set_user_attr(f"{ERROR}:{trial.number}", one_line(error))
+                return
 
     def save(self, checkpoint_path: str) -> None:
         """Write down which trials Tune knows at this moment."""

@@ -116,7 +116,8 @@ def make_sampler(experiment: Experiment, number: int) -> BaseSampler:
     """Return the sampler of one proposal, seeded by its number: a resumed sweep must not repeat its first proposals."""
     search = experiment.search
     seed = int(np.random.SeedSequence([search.seed, number]).generate_state(1)[0])
-    with _quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
         if search.sampler == "random":
             return RandomSampler(seed=seed)
         if search.sampler == "nsga2":
@@ -133,7 +134,8 @@ def enqueue(study: optuna.Study, proposal: Proposal) -> None:
     attributes: dict[str, Any] = {SOURCE: proposal.source, WIDTHS: proposal.widths}
     if proposal.predicted is not None:
         attributes[PREDICTED] = proposal.predicted
-    with _quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
         study.enqueue_trial(proposal.answers, user_attrs=attributes)
 
 

@@ -39,7 +39,7 @@ from unittest.mock import patch
 import torch
 from mlflow_tracking import invented
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import TrialScheduler
 from rich.console import Console
 from sweep_overhead import make_inputs, make_space, megabytes, proposers
 
@@ -108,7 +108,7 @@ def simulate(arguments: Namespace, folder: Path) -> None:
         inputs = replace(inputs, rankings=rank_all(inputs))
     space, spent = make_space(inputs), Spent()
     searcher = StudySearcher(experiment.folder, experiment, space, baseline, guide_of(inputs, space))
-    scheduler = scheduler_of(experiment, baseline, []) or FIFOScheduler()  # type: ignore[no-untyped-call]
+    scheduler = scheduler_of(experiment, baseline, [])
     tracker = Tracker(experiment.folder, experiment, patience_s=arguments.alone)
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
         view = LiveView(arguments.trials, baseline, experiment.objectives, console=Console(file=nowhere))

@@ -18,7 +18,7 @@ from search.driver import resume_sweep, run_sweep
 from search.prepare import prepare, space_of
 from search.results import Metrics, State, TrialRecord
 from search.rungs import Rungs
-from search.scheduler import ParetoASHA, scheduler_of
+from search.scheduler import ParetoASHA, ToTheEnd, scheduler_of
 from search.searcher import StudySearcher
 from search.study import open_study
 from search.trial import run_trial
@@ -142,8 +142,8 @@ def test_a_resumed_sweep_decides_as_an_uninterrupted_one():
 
 
 def test_only_an_experiment_that_asks_for_it_stops_trials_early():
-    assert scheduler_of(parse_experiment({"name": "x", "model": "resnet20"}), BASELINE, []) is None
-    assert scheduler_of(experiment("none"), BASELINE, []) is None
+    assert type(scheduler_of(parse_experiment({"name": "x", "model": "resnet20"}), BASELINE, [])) is ToTheEnd
+    assert type(scheduler_of(experiment("none"), BASELINE, [])) is ToTheEnd
     assert isinstance(scheduler_of(experiment({"name": "pareto_asha", "first": 1}), BASELINE, []), ParetoASHA)
 
 
