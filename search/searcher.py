@@ -187,7 +187,7 @@ class StudySearcher(Searcher):
     @property
     def running(self) -> int:
         """How many trials run."""
-        return sum(trial.state is TrialState.RUNNING and POLICY in trial.user_attrs for trial in self.ledger.unfinished)
+        return self.ledger.running
 
     @_at_once
     def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # Tune forgets FINISHED

@@ -187,7 +187,7 @@ def record_of(trial: FrozenTrial, explained: Mapping[str, Any]) -> TrialRecord |
     return TrialRecord(
         number=trial.number,
         state=_STATES[trial.state],
-        params=dict(trial.params),
+        params=trial.params,
         policy=Policy.from_json(trial.user_attrs[POLICY]),
         history=history,
         feasible=all(excess <= 0 for excess in trial.constraints.values()),
