@@ -77,7 +77,7 @@ class Proposer(Protocol):
 class Guide(Protocol):
     """Proposes beside the sampler. Picklable."""
 
-    def proposal(self, number: int, records: Sequence[TrialRecord]) -> Proposal | None:
+    def proposal(self, number: int, records: Callable[[], Sequence[TrialRecord]]) -> Proposal | None:
         """Return what the trial of this number is to try, given every trial so far; None leaves it to the sampler."""
         ...
 
@@ -301,7 +301,7 @@ class StudySearcher(Searcher):
         if number - self._repeated >= self._experiment.search.trials:
             return None
         if self._guide is not None and not waiting:
-            found = self._guide.proposal(number, self.records())
+            found = self._guide.proposal(number, self.records)
             if found is not None:
                 enqueue(self.study, found)
         self.study.sampler = self._sampler(number)
