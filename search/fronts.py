@@ -15,8 +15,8 @@ Ints = NDArray[np.int64]
 class Fronts:
     """Sorts points as NSGA-II does: the first front is what no point dominates, the next what only the first does, ….
 
-    A point that comes goes behind the last front that dominates it; whom it dominates there moves one front back, and so
-    on. So it costs a look at the fronts behind, where sorting everything anew would look at all points.
+    A point that comes goes behind the last front that dominates it; whom it dominates there moves one front back, and
+    so on. So it costs a look at the fronts behind, where sorting everything anew would look at all points.
     """
 
     def __init__(self) -> None:

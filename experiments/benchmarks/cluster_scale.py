@@ -3,11 +3,11 @@
     python experiments/benchmarks/cluster_scale.py --trials 100000 --workers 1000
     python experiments/benchmarks/cluster_scale.py --trials 10000 --sampler random
 
-There is no Ray, and nobody sleeps: an event queue says whose epoch ends next. Trials of ResNet-56, 27 searched widths,
-report after the cut and after each of nine epochs, all last differently long (log-normal). Searcher, scheduler, watcher,
-MLflow's outbox and the view are called as Tune would; MLflow's thread writes into a SQLite file at the same time. A line
-is printed as often as so many trials have ended; its costs are those of the trials since the line before, and its resume
-is what a new process takes to read the journal.
+There is no Ray, and nobody sleeps: an event queue says whose epoch ends next. Trials of ResNet-56, 27 searched
+widths, report after the cut and after each of nine epochs; all last differently long (log-normal). Searcher, scheduler,
+watcher, MLflow's outbox and the view are called as Tune would; MLflow's thread writes into a SQLite file meanwhile. A
+line is printed as often as so many trials have ended; its costs are those of the trials since the line before, and its
+resume is what a new process takes to read the journal.
 
 Milliseconds are of a thread's processor time, so they hold beside other programs. The driver never waits here, which it
 does in a sweep: MLflow falls behind. At the end it gets a while alone.
@@ -82,7 +82,9 @@ def parse_arguments() -> Namespace:
     parser.add_argument("--scheduler", default="pareto_asha", choices=["pareto_asha", "none"])
     parser.add_argument("--no-mlflow", dest="mlflow", action="store_false")
     parser.add_argument("--alone", type=float, default=60, help="seconds that MLflow gets at the end")
-    parser.add_argument("--tune", type=float, default=0, help="ms a trial that Tune takes besides, see sweep_overhead.py")
+    parser.add_argument(
+        "--tune", type=float, default=0, help="ms a trial that Tune takes besides, see sweep_overhead.py"
+    )
     parser.add_argument("--folder", type=Path, help="where the sweep's files go for a while")
     return parser.parse_args()
 
@@ -398,8 +400,8 @@ def print_store(store: Store, alone: tuple[Counter[str], float, float]) -> None:
     if rows["runs"]:
         total = store.rows()
         print(
-            f"MLflow alone, behind {total['runs']} runs and {total['metrics']} points: {rows.total() / elapsed:.0f} rows "
-            f"a second, {1e3 * elapsed / rows['runs']:.1f} ms a run, {1e3 * busy / rows['runs']:.1f} ms of its thread"
+            f"MLflow alone, behind {total['runs']} runs and {total['metrics']} points: {rows.total() / elapsed:.0f} "
+            f"rows a second, {1e3 * elapsed / rows['runs']:.1f} ms a run, {1e3 * busy / rows['runs']:.1f} ms of its thread"
         )
 
 

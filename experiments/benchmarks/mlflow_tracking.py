@@ -92,7 +92,7 @@ def run_sweep(inputs: Inputs) -> tuple[list[TrialRecord], float, float]:
     create_study(experiment.folder, experiment)
     with patch.object(driver, "train", report_slowly), redirect_stdout(io.StringIO()):
         inputs, shared = share(inputs)
-        ended = driver._launch(inputs, shared, make_space(inputs), experiment.folder, silent, live=True)
+        ended = driver._launch(inputs, shared, make_space(inputs), experiment.folder, silent, live=True, uri=None)
     begin = min(record.started for record in ended.records if record.started is not None)
     end = max(record.ended for record in ended.records if record.ended is not None)
     return ended.records, end - begin, time.time() - end

@@ -138,7 +138,7 @@ def run_noop(arguments: argparse.Namespace, folder: Path) -> None:
         began, busy = time.perf_counter(), time.process_time()
         with patch.object(driver, "train", report_at_once), redirect_stdout(io.StringIO()):  # one line each
             inputs, shared = share(inputs)
-            ended = driver._launch(inputs, shared, make_space(inputs), experiment.folder, silent, live=True)
+            ended = driver._launch(inputs, shared, make_space(inputs), experiment.folder, silent, live=True, uri=None)
         whole, busy = time.perf_counter() - began, time.process_time() - busy
     starts = [record.started for record in ended.records if record.started is not None][2 * arguments.jobs :]
     each = 1e3 * (starts[-1] - starts[0]) / (len(starts) - 1)

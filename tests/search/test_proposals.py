@@ -198,6 +198,16 @@ def test_a_guide_takes_its_turns_and_sees_what_was_measured(searcher):
     assert all(seen == list(range(number)) for number, seen in self_seen)
 
 
+def test_nobody_collects_the_trials_for_a_guide_that_does_not_ask_for_them(searcher, monkeypatch):
+    class Silent(Every):
+        def proposal(self, number, records):
+            return None
+
+    found = searcher(Many(), guide=Silent())
+    monkeypatch.setattr(type(found), "records", lambda self: pytest.fail("every trial was collected"))
+    assert found.suggest("t0")["number"] == 0
+
+
 def test_a_guided_sweep_that_is_interrupted_goes_on_as_if_it_had_not_been(searcher, tmp_path_factory):
     whole = widths_of(run(searcher(Many(), guide=Every())))
     searcher.folder.joinpath("study.journal").unlink()

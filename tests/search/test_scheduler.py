@@ -54,6 +54,32 @@ def test_a_trial_is_judged_at_rungs_only():
     assert [epoch for epoch, decision in decisions.items() if decision == "STOP"] == [0, 1, 3]
 
 
+class Live:
+    """Tune's controller, asked for nothing but the trials that have not ended, which it holds in no order."""
+
+    def __init__(self, **numbers):
+        trials = [(status, number) for status, those in numbers.items() for number in those]
+        self._live = [SimpleNamespace(status=status, config={"number": number}) for status, number in trials]
+
+    def get_live_trials(self):
+        return self._live
+
+
+@pytest.mark.parametrize("scheduler", [ToTheEnd(), ParetoASHA(experiment(), BASELINE)])
+@pytest.mark.parametrize(
+    ("live", "number"),
+    [
+        ({"RUNNING": range(9), "PENDING": [30, 12, 400], "PAUSED": [10]}, 12),
+        ({"RUNNING": range(9), "PAUSED": [20, 10]}, 10),
+        ({"RUNNING": range(9)}, None),
+        ({}, None),
+    ],
+)
+def test_what_starts_is_chosen_among_trials_that_have_not_ended_in_the_order_of_proposal(scheduler, live, number):
+    chosen = scheduler.choose_trial_to_run(Live(**live))
+    assert (chosen and chosen.config["number"]) == number
+
+
 def test_the_rungs_are_those_of_each_trial_s_own_recipe():
     scheduler = ParetoASHA(experiment(), BASELINE)
     for epoch in (0, 1, 3):
