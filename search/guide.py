@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,7 @@ class SurrogateGuide:
         self._search, self._space, self._surrogate = experiment.search, space, surrogate
         self._batch: tuple[int, list[Proposal]] = (-1, [])
 
-    def proposal(self, number: int, records: Sequence[TrialRecord]) -> Proposal | None:
+    def proposal(self, number: int, records: Callable[[], Sequence[TrialRecord]]) -> Proposal | None:
         """Return what the trial of this number is to try; see `search.study.Guide`."""
         share = self._search.surrogate.share
         turn = int((number + 1) * share)
@@ -48,7 +48,7 @@ class SurrogateGuide:
         batch, place = divmod(turn - 1, BATCH)
         if self._batch[0] != batch:
             first = next(n for n in range(number + 1) if int((n + 1) * share) > batch * BATCH)
-            self._batch = batch, self._proposals(batch, [record for record in records if record.number < first])
+            self._batch = batch, self._proposals(batch, [record for record in records() if record.number < first])
         proposals = self._batch[1]
         return proposals[place] if place < len(proposals) else None
 

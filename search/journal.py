@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Container, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -159,7 +159,7 @@ class Storage(JournalStorage):
         super().__init__(journal)
         self._journal = journal
         self._open: list[int] = []
-        self._next = 0
+        self._seen = 0
 
     def at_once(self) -> AbstractContextManager[None]:
         """Keep what is said until the outermost block ends, in one piece."""
@@ -175,17 +175,14 @@ class Storage(JournalStorage):
         """Return the trials in some states, or all, by number."""
         if states is None or any(state in states for state in TrialState if state.is_finished()):
             return super().get_all_trials(study_id, deepcopy, states)
-        trials = [trial for trial in map(self.get_trial, (*self._open, *self._new())) if not trial.state.is_finished()]
-        self._open = [trial._trial_id for trial in trials]
+        with self._thread_lock:
+            self._sync_with_backend()
+            known = self._replay_result._trials
+            trials = [known[number] for number in (*self._open, *range(self._seen, len(known)))]
+            self._seen = len(known)
+        self._open = [trial._trial_id for trial in trials if not trial.state.is_finished()]
         found = [trial for trial in trials if trial.state in states]
         return copy.deepcopy(found) if deepcopy else found
-
-    def _new(self) -> Iterator[int]:
-        """Yield the trials that were not there the last time."""
-        with suppress(KeyError):
-            while self.get_trial(self._next):
-                yield self._next
-                self._next += 1
 
 
 def _with_shared_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -56,6 +56,7 @@ class Ledger:
         self._records: dict[int, TrialRecord] = {}
         self._pool = Pool()
         self._open: set[int] = set()
+        self._running: set[int] = set()
         self._shapes: dict[tuple[TrialState, frozenset[str]], int] = {}
         self._objectives = tuple(objectives)
         self._front: list[TrialRecord] = []
@@ -79,6 +80,12 @@ class Ledger:
         """The trials that run or wait, by number."""
         self._catch_up()
         return [self._trials[number] for number in sorted(self._open)]
+
+    @property
+    def running(self) -> int:
+        """How many trials with a record have not ended."""
+        self._catch_up()
+        return len(self._running)
 
     def record(self, number: int) -> TrialRecord:
         """Return the record of one trial.
@@ -137,7 +144,10 @@ class Ledger:
             self._records[trial.number] = self._pool.record(record) if ended else record
         if not ended:
             self._open.add(trial.number)
+            if record is not None:
+                self._running.add(trial.number)
             return
         self._open.discard(trial.number)
+        self._running.discard(trial.number)
         shape = trial.state, frozenset(trial.distributions)
         self._shapes[shape] = min(trial.number, self._shapes.get(shape, trial.number))

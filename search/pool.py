@@ -26,7 +26,7 @@ class Pool:
 
     def trial(self, trial: FrozenTrial) -> None:
         """Have a trial share its distributions with others."""
-        trial.distributions = {name: self.one(value) for name, value in trial.distributions.items()}
+        trial.distributions = self.one({name: self.one(value) for name, value in trial.distributions.items()})
 
     def record(self, record: TrialRecord) -> TrialRecord:
         """Return a record whose policy shares all but its numbers with others."""

@@ -6,14 +6,13 @@ stays.
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Sequence
 
-import moocore
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from search.fronts import Floats, Fronts, Ints
 
 
 class Rungs:
@@ -30,7 +29,7 @@ class Rungs:
 
     def __init__(self, factor: int, first: int = 0) -> None:
         self._factor, self._first = factor, first
-        self._entries: dict[int, dict[int, tuple[tuple[float, ...], float]]] = {}  # epoch → number → point, excess
+        self._rungs: dict[int, _Rung] = {}  # by epoch
 
     def epochs(self, last: int) -> list[int]:
         """Return the rungs of a trial of `last` epochs: those that it can leave `factor` times behind."""
@@ -50,37 +49,47 @@ class Rungs:
             point: one finite value an objective, to be minimised.
             excess: how far the trial is beyond limits, ≥ 0; 0 is within.
         """
-        entries = self._entries.setdefault(epoch, {})
-        new = number not in entries
-        entries.setdefault(number, (tuple(point), excess))
+        rung = self._rungs.setdefault(epoch, _Rung())
+        new = number not in rung.entries
+        if new:
+            rung.enter(number, tuple(point), excess)
         return new
 
     def goes_on(self, number: int, epoch: int) -> bool:
         """Whether none dominates a trial among the n entered at a rung, or it is among the first ⌈n/factor⌉ of them."""
-        entries = self._entries[epoch]
-        numbers = np.array(sorted(entries))
-        points = np.array([entries[number][0] for number in numbers], dtype=np.float64)
-        rank = ranks(points, np.array([entries[number][1] for number in numbers], dtype=np.float64))
-        own = rank[np.searchsorted(numbers, number)]
-        equals = np.flatnonzero(rank == own)
-        places = -(-len(numbers) // self._factor) - np.count_nonzero(rank < own)
-        if own == 0 or len(equals) <= places:
+        rung = self._rungs[epoch]
+        before, numbers, points = rung.level_of(number)
+        places = -(-len(rung.entries) // self._factor) - before
+        if before == 0 or len(numbers) <= places:
             return True
-        by_distance = np.argsort(-crowding_distance(points[equals]), kind="stable")
-        return number in numbers[equals[by_distance[: max(0, places)]]]
+        by_distance = np.argsort(-crowding_distance(points), kind="stable")
+        return number in numbers[by_distance[: max(0, places)]]
 
 
-def ranks(points: Floats, excess: Floats) -> Ints:
-    """Return each trial's rank, 0 is best: that of its front within limits, behind them by the excess.
+class _Rung:
+    """The trials of one rung: in fronts if they are within limits, behind them by the excess."""
 
-    Args:
-        points: `[trials, objectives]`, finite, all to be minimised.
-        excess: `[trials]`, ≥ 0; 0 is within.
-    """
-    within, rank = excess <= 0, np.zeros(len(points), dtype=np.int64)
-    rank[within] = moocore.pareto_rank(points[within])
-    rank[~within] = np.unique(excess[~within], return_inverse=True)[1] + rank[within].max(initial=-1) + 1
-    return rank
+    def __init__(self) -> None:
+        self.entries: dict[int, tuple[tuple[float, ...], float]] = {}  # number → point, excess
+        self._within = Fronts()
+        self._beyond: list[tuple[float, int]] = []  # excess and number, ascending
+
+    def enter(self, number: int, point: tuple[float, ...], excess: float) -> None:
+        self.entries[number] = point, excess
+        if excess > 0:
+            insort(self._beyond, (excess, number))
+        else:
+            self._within.add(number, point)
+
+    def level_of(self, number: int) -> tuple[int, Ints, Floats]:
+        """Return how many trials are better than one, and the numbers, ascending, and points of its equals."""
+        point, excess = self.entries[number]
+        if excess <= 0:
+            rank = self._within.rank(point)
+            return self._within.before(rank), *self._within.members(rank)
+        low, high = bisect_left(self._beyond, (excess, -1)), bisect_right(self._beyond, (excess, math.inf))
+        equals = [number for _, number in self._beyond[low:high]]
+        return len(self._within) + low, np.array(equals), np.array([self.entries[equal][0] for equal in equals])
 
 
 def crowding_distance(points: Floats) -> Floats:

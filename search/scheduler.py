@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from pruning import Policy
@@ -18,12 +19,30 @@ from search.rungs import Rungs
 
 def scheduler_of(
     experiment: Experiment, baseline: Mapping[str, float], records: Iterable[TrialRecord]
-) -> TrialScheduler | None:
-    """Return the scheduler that an experiment asks for; None lets every trial run to its end. See `ParetoASHA`."""
-    return None if experiment.search.scheduler.name == "none" else ParetoASHA(experiment, baseline, records)
+) -> TrialScheduler:
+    """Return the scheduler that an experiment asks for: `ToTheEnd`, or `ParetoASHA`."""
+    return ToTheEnd() if experiment.search.scheduler.name == "none" else ParetoASHA(experiment, baseline, records)
 
 
-class ParetoASHA(FIFOScheduler):
+class ToTheEnd(FIFOScheduler):
+    """Lets every trial run to its end.
+
+    In each of its steps Tune asks what to start; its own scheduler looks through all trials that ever were, twice.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """Return the trial to start: of those that wait the one that was proposed first, then of those that pause."""
+        for status in (Trial.PENDING, Trial.PAUSED):
+            waiting = [trial for trial in tune_controller.get_live_trials() if trial.status == status]
+            if waiting:
+                return min(waiting, key=lambda trial: trial.config["number"])
+        return None
+
+
+class ParetoASHA(ToTheEnd):
     """Stops trials that are not among the best at a rung; see `Rungs`.
 
     Trials beyond limits on costs come last. A limit on accuracy does not count: what is trained gets better, and small
@@ -41,7 +60,7 @@ class ParetoASHA(FIFOScheduler):
     def __init__(
         self, experiment: Experiment, baseline: Mapping[str, float], records: Iterable[TrialRecord] = ()
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._objectives = experiment.objectives
         self._needed = (*experiment.objectives, *experiment.constraints)
         bounds = bounds_of(experiment, baseline)

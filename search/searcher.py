@@ -75,7 +75,7 @@ class Proposer(Protocol):
 class Guide(Protocol):
     """Proposes beside the sampler. Picklable."""
 
-    def proposal(self, number: int, records: Sequence[TrialRecord]) -> Proposal | None:
+    def proposal(self, number: int, records: Callable[[], Sequence[TrialRecord]]) -> Proposal | None:
         """Return what the trial of this number is to try, given every trial so far; None leaves it to the sampler."""
         ...
 
@@ -196,7 +196,7 @@ class StudySearcher(Searcher):
     @property
     def running(self) -> int:
         """How many trials run."""
-        return sum(trial.state is TrialState.RUNNING and POLICY in trial.user_attrs for trial in self.ledger.unfinished)
+        return self.ledger.running
 
     @_at_once
     def suggest(self, trial_id: str) -> dict[str, Any] | str:  # type: ignore[override]  # Tune forgets FINISHED
@@ -282,9 +282,10 @@ class StudySearcher(Searcher):
             trial_id: Tune's name of the trial.
             error: an exception, or a text such as that of Tune's error file.
         """
-        for trial in self.ledger.trials:
+        for trial in reversed(self.ledger.trials):  # it is hardly ever an early one
             if trial.user_attrs.get(TUNE_ID) == trial_id:
                 self.study.set_user_attr(f"{ERROR}:{trial.number}", one_line(error))
+                return
 
     def save(self, checkpoint_path: str) -> None:
         """Write down which trials Tune knows at this moment."""
@@ -309,7 +310,7 @@ class StudySearcher(Searcher):
         if number - self._repeated >= self._experiment.search.trials:
             return None
         if self._guide is not None and not waiting:
-            found = self._guide.proposal(number, self.records())
+            found = self._guide.proposal(number, self.records)
             if found is not None:
                 enqueue(self.study, found)
         self.study.sampler = self._sampler(number)

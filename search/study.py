@@ -158,7 +158,8 @@ def make_sampler(experiment: Experiment, number: int) -> BaseSampler:
     """Return the sampler of one proposal, seeded by its number: a resumed sweep must not repeat its first proposals."""
     search = experiment.search
     seed = int(np.random.SeedSequence([search.seed, number]).generate_state(1)[0])
-    with _quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
         if search.sampler == "random":
             return RandomSampler(seed=seed)
         if search.sampler == "nsga2":
@@ -175,7 +176,8 @@ def enqueue(study: optuna.Study, proposal: Proposal) -> None:
     attributes: dict[str, Any] = {SOURCE: proposal.source, WIDTHS: proposal.widths}
     if proposal.predicted is not None:
         attributes[PREDICTED] = proposal.predicted
-    with _quiet(), cast(Store, study._storage).at_once():
+    with cast(Store, study._storage).at_once(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
         study.enqueue_trial(proposal.answers, user_attrs=attributes)
 
 
@@ -229,7 +231,7 @@ def record_of(trial: FrozenTrial, explained: Mapping[str, Any]) -> TrialRecord |
     return TrialRecord(
         number=trial.number,
         state=_STATES[trial.state],
-        params=dict(trial.params),
+        params=trial.params,
         policy=Policy.from_json(trial.user_attrs[POLICY]),
         history=history,
         feasible=all(excess <= 0 for excess in trial.constraints.values()),

@@ -17,7 +17,7 @@ import moocore
 import numpy as np
 from learning_curves import EPOCHS, TABLE, Curves, read
 
-from search.rungs import Rungs, crowding_distance, ranks
+from search.rungs import Rungs, crowding_distance
 
 WORKERS, ORDERS = 4, 100
 FLOOR = 0.1
@@ -55,7 +55,7 @@ class Share:
         points = np.stack([-self.curves.accuracy[trials, epoch], self.curves.macs[trials]], axis=1)
         if not self.by_front:
             return [int(trial) for trial in trials[np.argsort(points[:, 0], kind="stable")]]
-        rank, distance = ranks(points, np.zeros(len(points))), np.zeros(len(points))
+        rank, distance = moocore.pareto_rank(points), np.zeros(len(points))
         for level in range(rank.max() + 1):
             distance[rank == level] = crowding_distance(points[rank == level])
         return [int(trial) for trial in trials[np.lexsort((trials, -distance, rank))]]

@@ -27,6 +27,8 @@ def choose(candidates: Points, front: Points, count: int) -> list[int]:
     """
     chosen: list[int] = []
     reached = front.reshape(-1, candidates.shape[1])
+    if len(reached):  # each candidate is measured with all that is left
+        reached = reached[moocore.is_nondominated(reached, keep_weakly=False)]
     volume = _volume(reached)
     waiting = [(-(_volume(np.vstack([reached, point])) - volume), index, 0) for index, point in enumerate(candidates)]
     heapq.heapify(waiting)

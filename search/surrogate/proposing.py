@@ -136,7 +136,7 @@ class Surrogate:
             low: no proposal costs less.
             high: no proposal costs more.
             budget: which cost has these bounds.
-            candidates: so many are looked at.
+            candidates: so many are looked at, up to half of them from trials.
             seed: draws them.
             pending: policies that are being tried.
 
@@ -185,7 +185,8 @@ class Surrogate:
             states.append(least_harm(ladder, cost, self._prior, np.linspace(low, high, BUDGETS)))
         first = np.vstack(states)
         start = score(first, rng.integers(len(self._labels), size=len(first)))
-        return evolve(score, ladder, len(self._labels), start, max(count - len(first), 0), rng)
+        old = max(0, len(tried_states) - count // 2)  # so many trials too many: they must not leave room for none
+        return evolve(score, ladder, len(self._labels), start, max(count + old - len(first), 0), rng)
 
     def _expected(self, policies: Policies) -> Points:
         return self._goals.points(self._goals.costs(policies.widths), expit(self._quality.mean(policies)))

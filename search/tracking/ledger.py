@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 from pruning import Policy, explain
 from search.errors import SweepError
 from search.pareto import Limits, pick
+from search.pool import Pool
 from search.reading import well_formed
 from search.results import Metrics, State, TrialRecord
 from search.sections import Limit
@@ -49,7 +51,7 @@ def record_from_json(data: Mapping[str, Any]) -> TrialRecord:
     return TrialRecord(
         number=data["number"],
         state=State(data["state"]),
-        params=data["params"],
+        params={sys.intern(name): value for name, value in data["params"].items()},
         policy=_policy(data["policy"]),
         history=tuple(Metrics.of(metrics) for metrics in data["history"]),
         feasible=data["feasible"],
@@ -113,6 +115,7 @@ class Ledger:
     measured: dict[int, dict[int, Metrics]] = field(default_factory=dict)
     interrupted: set[int] = field(default_factory=set)
     _progress: Progress | None = None
+    _pool: Pool = field(default_factory=Pool)
 
     def add(self, line: Line) -> None:
         """Take a line into account; it may come twice.
@@ -128,7 +131,8 @@ class Ledger:
                 case "trial_started" | "trial_ended":
                     record = record_from_json(line["record"])
                     self._progress = self.progress_with(record)
-                    self.records[record.number] = record
+                    ended = record.state is not State.RUNNING
+                    self.records[record.number] = self._pool.record(record) if ended else record
                     self.interrupted.discard(record.number)
                     self._measure(record.number, record.history)
                 case "trial_reported" if line["number"] in self.records:

@@ -102,6 +102,16 @@ def test_trials_of_any_states_are_those_that_optunas_storage_finds(path, seed):
     assert "mine" not in storage.get_all_trials(study._study_id, states=[TrialState.WAITING])
 
 
+def test_the_journal_is_looked_at_once_for_what_waits_however_many_run(path, monkeypatch):
+    study = study_of(Journal(path))
+    for _ in range(20):
+        study.ask()
+    looked, plain = [], Journal.read_logs
+    monkeypatch.setattr(Journal, "read_logs", lambda journal, first: looked.append(first) or plain(journal, first))
+    assert len(study._storage.get_all_trials(study._study_id, states=[TrialState.RUNNING])) == 20
+    assert len(looked) == 1
+
+
 def test_lines_of_another_driver_are_read_before_the_next_line(path):
     study = study_of(Journal(path))
     other = study_of(Journal(path))

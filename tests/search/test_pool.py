@@ -32,6 +32,8 @@ def test_ended_trials_share_all_but_their_numbers(driver):
     kept = {id(value) for trial in searcher.ledger.trials for value in trial.distributions.values()}
     assert len(kept) == len({repr(v) for trial in searcher.ledger.trials for v in trial.distributions.values()})
     assert len(kept) < len(others)
+    assert len({id(trial.distributions) for trial in searcher.ledger.trials}) == 1
+    assert all(record.params is searcher.ledger.trials[record.number].params for record in others)
 
 
 def test_shared_or_not_records_are_equal_and_fingerprints_too(driver):

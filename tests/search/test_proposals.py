@@ -179,7 +179,7 @@ class Every(int):
     """Proposes every third trial: 100 times its number."""
 
     def proposal(self, number, records):
-        self_seen.append((number, [record.number for record in records if record.history]))
+        self_seen.append((number, [record.number for record in records() if record.history]))
         return None if number % 3 else Proposal("guide", {"width": 100 * (1 + number)}, {"conv1": 100 * (1 + number)})
 
 
@@ -196,6 +196,16 @@ def test_a_guide_takes_its_turns_and_sees_what_was_measured(searcher):
     numbers = [number for number, _ in self_seen]
     assert numbers[0] == 1  # while a start waits, nobody else is asked
     assert all(seen == list(range(number)) for number, seen in self_seen)
+
+
+def test_nobody_collects_the_trials_for_a_guide_that_does_not_ask_for_them(searcher, monkeypatch):
+    class Silent(Every):
+        def proposal(self, number, records):
+            return None
+
+    found = searcher(Many(), guide=Silent())
+    monkeypatch.setattr(type(found), "records", lambda self: pytest.fail("every trial was collected"))
+    assert found.suggest("t0")["number"] == 0
 
 
 def test_a_guided_sweep_that_is_interrupted_goes_on_as_if_it_had_not_been(searcher, tmp_path_factory):

@@ -18,7 +18,7 @@ from search.driver import resume_sweep, run_sweep
 from search.prepare import prepare, space_of
 from search.results import Metrics, State, TrialRecord
 from search.rungs import Rungs
-from search.scheduler import ParetoASHA, scheduler_of
+from search.scheduler import ParetoASHA, ToTheEnd, scheduler_of
 from search.searcher import StudySearcher
 from search.study import open_study
 from search.trial import run_trial
@@ -52,6 +52,32 @@ def test_a_trial_is_judged_at_rungs_only():
         assert says(scheduler, 0, epoch, accuracy=0.9) == "CONTINUE"
     decisions = {epoch: says(scheduler, epoch + 1, epoch, accuracy=0.1) for epoch in range(10)}
     assert [epoch for epoch, decision in decisions.items() if decision == "STOP"] == [0, 1, 3]
+
+
+class Live:
+    """Tune's controller, asked for nothing but the trials that have not ended, which it holds in no order."""
+
+    def __init__(self, **numbers):
+        trials = [(status, number) for status, those in numbers.items() for number in those]
+        self._live = [SimpleNamespace(status=status, config={"number": number}) for status, number in trials]
+
+    def get_live_trials(self):
+        return self._live
+
+
+@pytest.mark.parametrize("scheduler", [ToTheEnd(), ParetoASHA(experiment(), BASELINE)])
+@pytest.mark.parametrize(
+    ("live", "number"),
+    [
+        ({"RUNNING": range(9), "PENDING": [30, 12, 400], "PAUSED": [10]}, 12),
+        ({"RUNNING": range(9), "PAUSED": [20, 10]}, 10),
+        ({"RUNNING": range(9)}, None),
+        ({}, None),
+    ],
+)
+def test_what_starts_is_chosen_among_trials_that_have_not_ended_in_the_order_of_proposal(scheduler, live, number):
+    chosen = scheduler.choose_trial_to_run(Live(**live))
+    assert (chosen and chosen.config["number"]) == number
 
 
 def test_the_rungs_are_those_of_each_trial_s_own_recipe():
@@ -142,8 +168,8 @@ def test_a_resumed_sweep_decides_as_an_uninterrupted_one():
 
 
 def test_only_an_experiment_that_asks_for_it_stops_trials_early():
-    assert scheduler_of(parse_experiment({"name": "x", "model": "resnet20"}), BASELINE, []) is None
-    assert scheduler_of(experiment("none"), BASELINE, []) is None
+    assert type(scheduler_of(parse_experiment({"name": "x", "model": "resnet20"}), BASELINE, [])) is ToTheEnd
+    assert type(scheduler_of(experiment("none"), BASELINE, [])) is ToTheEnd
     assert isinstance(scheduler_of(experiment({"name": "pareto_asha", "first": 1}), BASELINE, []), ParetoASHA)
 
 

@@ -22,7 +22,7 @@ from pruning import (
 from pruning.curves import Curve
 from search.errors import SearchError
 from search.results import Metrics, State, TrialRecord
-from search.surrogate import Ladder, Observation, Prior, Proposal, Surrogate, observations_of
+from search.surrogate import Ladder, Observation, Prior, Proposal, Surrogate, observations_of, proposing
 from search.surrogate.start import directions
 
 EXAMPLE = torch.zeros(1, 1, 8, 8)
@@ -219,6 +219,16 @@ def test_proposals_of_several_criteria_are_predicted_as_each_alone(ladder, basel
         alone = model.predict(ladder.matrix([one.widths]), one.criterion)
         assert (found.mean[number], found.deviation[number]) == pytest.approx((alone.mean[0], alone.deviation[0]))
     assert len(model.expect([]).mean) == 0
+
+
+@pytest.mark.parametrize(("trials", "bred"), [(10, 1926), (900, 1036), (1500, 436), (1700, 436)])
+def test_children_are_bred_after_any_number_of_trials(ladder, baseline, monkeypatch, trials, bred):
+    counts, plain = [], proposing.evolve
+    monkeypatch.setattr(proposing, "evolve", lambda *args: counts.append(args[4]) or plain(*args))
+    model = surrogate(ladder, baseline)
+    model.fit([Observation(one.widths, "l1") for one in drawn(ladder, trials)])
+    model.propose(2, low=0, high=1e9, candidates=3000)
+    assert counts == [bred]  # of 3,000, without 1,000 directions, 64 of least harm, and the trials: half at most
 
 
 def test_a_prediction_says_whether_it_is_of_a_trained_network(ladder, baseline):

@@ -5,6 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
+from search.surrogate import choice as module
 from search.surrogate.choice import choose
 
 
@@ -55,3 +56,17 @@ def test_what_gains_nothing_is_not_chosen():
 
 def test_of_nothing_nothing_is_chosen():
     assert choose(np.zeros((0, 2)), np.array([[0.4, 0.4]]), 5) == []
+
+
+@pytest.mark.parametrize("objectives", [2, 3])
+def test_what_others_of_the_front_dominate_changes_nothing_and_is_not_measured(objectives, monkeypatch):
+    rng = np.random.default_rng(0)
+    candidates, front = rng.uniform(0, 1, (12, objectives)), rng.uniform(0.4, 1, (3, objectives))
+    alone = choose(candidates, front, 4)
+    measured = []
+    monkeypatch.setattr(
+        module, "_volume", lambda points, volume=module._volume: measured.append(points) or volume(points)
+    )
+    dominated = np.repeat(front, 50, axis=0) + rng.uniform(0, 0.1, (150, objectives))
+    assert choose(candidates, np.vstack([dominated, front]), 4) == alone
+    assert max(map(len, measured)) <= 3 + 4

@@ -365,6 +365,20 @@ def test_how_a_sweep_stands_is_known_line_by_line_even_if_trials_end_twice_or_go
         ledger.add({"kind": kind, "record": record_to_json(record)})
 
 
+def test_trials_that_ended_share_what_is_equal_in_them():
+    ledger = Ledger()
+    ledger.add({"kind": "start", "experiment": {"objectives": ["accuracy", "params"]}, "baseline": BASELINE})
+    told = [trial(number, accuracy=0.5 + number / 10) for number in range(3)]
+    for record in told:
+        ledger.add({"kind": "trial_ended", "record": json.loads(json.dumps(record_to_json(record)))})
+    assert list(ledger.records.values()) == told
+    first, *others = ledger.records.values()
+    for other in others:
+        assert other.policy.recipe is first.policy.recipe
+        for one, same in ((first.params, other.params), (first.policy.widths, other.policy.widths)):
+            assert all(a is b for a, b in zip(one, same, strict=True))
+
+
 # ── outages ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
