@@ -137,7 +137,7 @@ def _preparing(experiment: Experiment) -> Iterator[str | Exception | tuple[Input
     events = list[Event]()
 
     def work() -> Inputs:
-        with counting(events.append):
+        with counting(events.append), telling(lambda line: lines.put(f"note: {line}")):
             return prepare_ahead(experiment, lines.put)
 
     with ThreadPoolExecutor(1) as pool:

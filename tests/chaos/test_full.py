@@ -69,7 +69,7 @@ def test_without_room_in_the_cache_trials_finish_and_the_user_is_told_once(new_p
     disk.mount(cache, 64)
     disk.fill(cache)
     assert place.run() == 0, place.err
-    assert set(notes(place)) == {f"note: the cache does not keep what is made: {NO_ROOM}"}
+    assert notes(place) == [f"note: the cache does not keep what is made: {NO_ROOM}"]
     kept(place, "a disk is full", "that of the cache", 1)
 
 
