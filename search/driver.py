@@ -307,10 +307,10 @@ def _launch(
     if not sweep.front:
         raise SweepError(sweep.why_none)
     say(f"shared work: {counts}")
-    if left := tracker.left:
+    if tracker.left or tracker.problem:
         send = f"prunesearch sync {shlex.quote(str(folder))}"
         reason = tracker.problem or "it is slow"
-        say(f"MLflow: {reason}; {left} entries wait in {folder}; send them with: {send}")
+        say(f"MLflow: {reason}; {tracker.left} entries wait in {folder}; send them with: {send}")
     return sweep
 
 

@@ -30,7 +30,7 @@ from search.rankings import (
     ranking_for,
     wanted_ahead,
 )
-from search.unwritten import telling
+from search.unwritten import tell, telling
 from search.worker import take_share
 
 
@@ -137,7 +137,7 @@ def _preparing(experiment: Experiment) -> Iterator[str | Exception | tuple[Input
     events = list[Event]()
 
     def work() -> Inputs:
-        with counting(events.append):
+        with counting(events.append), telling(lambda line: lines.put(f"note: {line}")):
             return prepare_ahead(experiment, lines.put)
 
     with ThreadPoolExecutor(1) as pool:
@@ -169,11 +169,12 @@ def _first_line(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class _Answer:
-    """What a task made, by key, what it said, and what it made or found of what is shared."""
+    """What a task made, by key, what it said, what it made or found of what is shared, and what it went without."""
 
     rankings: dict[str, Ranking]
     said: list[str]
     events: list[Event]
+    missing: list[str]
     seconds: float
 
 
@@ -207,6 +208,8 @@ def rank_in_tasks(inputs: Inputs, unranked: ray.ObjectRef[Any], say: Say = silen
                 say(line)
             say(f"  [{number}/{len(jobs)}] {answer.seconds:.1f} s")
             _note(answer.events)
+            for line in answer.missing:
+                tell(line)
             known |= answer.rankings
     return {key: known[key] if key in known else ranking_for(inputs, *one, say) for key, one in wanted.items()}
 
@@ -231,13 +234,13 @@ def _jobs(inputs: Inputs, missing: Mapping[str, Wanted]) -> list[Job]:
 def _attempt(inputs: Inputs, job: Job) -> _Answer | PruningError | SearchError:
     """Rank in a task; a mistake comes back as it is, for Ray would wrap it."""
     take_share(inputs.experiment.resources)
-    start, said, events = time.perf_counter(), list[str](), list[Event]()
+    start, said, events, missing = time.perf_counter(), list[str](), list[Event](), list[str]()
     try:
-        with counting(events.append), telling(lambda line: said.append(f"note: {line}")):
+        with counting(events.append), telling(missing.append):
             rankings = _rank(inputs, job, said.append)
     except (PruningError, SearchError) as error:
         return error
-    return _Answer(rankings, said, events, time.perf_counter() - start)
+    return _Answer(rankings, said, events, missing, time.perf_counter() - start)
 
 
 def _rank(inputs: Inputs, job: Job, say: Say) -> dict[str, Ranking]:

@@ -19,13 +19,18 @@ _tell: ContextVar[Tell] = ContextVar("tell", default=lambda _: None)
 
 
 @contextmanager
-def telling(tell: Tell) -> Iterator[None]:
-    """Tell `tell` of everything that this thread goes without."""
-    token = _tell.set(tell)
+def telling(listener: Tell) -> Iterator[None]:
+    """Tell a listener of everything that this thread goes without."""
+    token = _tell.set(listener)
     try:
         yield
     finally:
         _tell.reset(token)
+
+
+def tell(line: str) -> None:
+    """Tell whoever listens what is gone without: here, or in another process."""
+    _tell.get()(line)
 
 
 @contextmanager
@@ -42,7 +47,7 @@ def going_without(what: str, draft: Path | None = None) -> Iterator[None]:
         if draft is not None:
             with suppress(OSError):
                 draft.unlink(missing_ok=True)
-        _tell.get()(f"{what}: {_reason(error)}")
+        tell(f"{what}: {_reason(error)}")
 
 
 def _reason(error: Exception) -> str:

@@ -178,7 +178,7 @@ class Tracker:
         try:
             self._outbox.append(kind, **content)
         except OSError as error:
-            self._unwritten = f"{self._folder / OUTBOX}: {error.strerror}; MLflow will lack some of the sweep"
+            self._unwritten = f"{self._folder / OUTBOX}: {error.strerror}; some entries are missing, which a sync adds"
         self._wake.set()
 
     # ── the thread ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -36,6 +36,8 @@ def lay_on_full(place, disk, name, spare):
     """Lay one of the sweep's files on a disk with so many KiB to spare; return the disk."""
     folder, file = place.folder / f"small {name}", place.sweep / name
     folder.mkdir()
+    if name != "study.journal":  # the last page has no room either
+        file.write_bytes(file.read_bytes().ljust(-(-file.stat().st_size // 4096) * 4096, b"\n"))
     disk.mount(folder, (file.stat().st_size + 4095) // 4096 * 4 + spare)
     disk.lay(file, folder)
     return folder
@@ -53,7 +55,7 @@ def test_without_room_for_what_can_be_gone_without_trials_finish_and_the_user_is
         f"note: {told}: {NO_ROOM} (6 of 6 trials)",
         f"note: shared.jsonl lacks some of what was made or found: {NO_ROOM}",
     ]
-    assert "MLflow will lack some of the sweep" in launched.out
+    assert f"{NO_ROOM}; some entries are missing, which a sync adds; " in launched.out
     outbox = launched.sweep / "mlflow-outbox.jsonl"
     outbox.write_bytes(disk.see(outbox).read_bytes())
     kept(launched, "a disk is full", "that of snapshots, counts and MLflow's outbox", 3)
@@ -67,7 +69,7 @@ def test_without_room_in_the_cache_trials_finish_and_the_user_is_told_once(new_p
     disk.mount(cache, 64)
     disk.fill(cache)
     assert place.run() == 0, place.err
-    assert set(notes(place)) == {f"note: the cache does not keep what is made: {NO_ROOM}"}
+    assert notes(place) == [f"note: the cache does not keep what is made: {NO_ROOM}"]
     kept(place, "a disk is full", "that of the cache", 1)
 
 
