@@ -60,7 +60,8 @@ class PostgreSQL:
 
         place = {"host": "127.0.0.1", "port": self.port, "user": "me", "password": PASSWORD, "dbname": "postgres"}
         with psycopg.connect(**place, autocommit=True) as connection:
-            connection.execute(statement)
+            done = connection.execute(statement)
+            return done.fetchall() if done.description else []
 
     def stop(self):
         """End it at once, with all connections."""

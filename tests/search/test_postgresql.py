@@ -223,6 +223,19 @@ def test_the_driver_sees_at_every_event_what_everybody_reads(start, database):
         assert searcher.study.user_attrs == study.user_attrs
 
 
+def test_a_driver_has_one_connection_and_readers_leave_none(start, server, database):
+    def connections():
+        name = database.rpartition("/")[2]
+        return server.run(f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{name}'")[0][0]
+
+    searcher = start()
+    searcher.suggest("first")
+    asked = searcher._experiment
+    readers = [open_study(asked.folder, asked) for _ in range(5)]
+    wait_for(lambda: connections() == 1, seconds=10)
+    assert [len(reader.get_trials()) for reader in readers] == [1] * 5
+
+
 def test_an_sqlite_file_will_do(start, tmp_path):
     searcher = start(study=f"sqlite:///{tmp_path / 'study.db'}")
     driver = Driver(searcher)
