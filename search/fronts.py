@@ -60,7 +60,8 @@ class Fronts:
 def _dominated(points: Floats, others: Floats) -> NDArray[np.bool_]:
     """Return which points some of the others dominate."""
     there, here = others[:, None], points[None]
-    dominated: NDArray[np.bool_] = ((there <= here).all(axis=2) & (there < here).any(axis=2)).any(axis=0)
+    pairs = (there <= here).all(axis=2) & (there < here).any(axis=2)
+    dominated: NDArray[np.bool_] = np.any(pairs, axis=0)
     return dominated
 
 

@@ -398,10 +398,10 @@ def print_head(arguments: Namespace) -> None:
 def print_store(store: Store, alone: tuple[Counter[str], float, float]) -> None:
     rows, elapsed, busy = alone
     if rows["runs"]:
-        total = store.rows()
+        total, each = store.rows(), 1e3 / rows["runs"]
         print(
             f"MLflow alone, behind {total['runs']} runs and {total['metrics']} points: {rows.total() / elapsed:.0f} "
-            f"rows a second, {1e3 * elapsed / rows['runs']:.1f} ms a run, {1e3 * busy / rows['runs']:.1f} ms of its thread"
+            f"rows a second, {each * elapsed:.1f} ms a run, {each * busy:.1f} ms of its thread"
         )
 
 
