@@ -1,155 +1,139 @@
 """A sweep on hosts that share nothing but an S3-compatible store."""
 
 import json
+import pickle
 import subprocess
 import sys
-from collections import Counter
 
 import pytest
-from nodes import SEARCH, environment_with_token, network, wait_for, words
-from test_two_hosts import ENDS, EPOCHS, FINISH, LONG, PATIENT, Cluster, outcome, run, signatures
-from test_two_hosts import undisturbed as undisturbed
+from hosts import EPOCHS, LONG, PATIENT, Cluster, endings, outcome, run, signatures
+from nodes import environment_with_token, network, wait_for, words
 
-PORT = 5000
-SWEEP = "s3://sweeps/mine/tiny"
+from search import Sweep
 
-MAKE_BUCKET = """
-import boto3, sys
+PORT, SWEEP = 5000, "s3://sweeps/mine/tiny"
+
+FILL = """
+import sys, boto3
 store = boto3.client("s3")
 store.create_bucket(Bucket="sweeps")
 store.upload_file(sys.argv[1], "sweeps", "weights.safetensors")
 """
-LIST = """
+TELL = """
 import boto3, json
 store = boto3.client("s3")
-keys = [found["Key"] for found in store.list_objects_v2(Bucket="sweeps").get("Contents", [])]
-journal = [key for key in keys if key.endswith("study.journal")]
-texts = [store.get_object(Bucket="sweeps", Key=key)["Body"].read().decode() for key in journal]
-print(json.dumps([keys, texts]))
+names = [found["Key"] for found in store.list_objects_v2(Bucket="sweeps")["Contents"]]
+journal = [name for name in names if name.endswith("study.journal")]
+lines = [store.get_object(Bucket="sweeps", Key=name)["Body"].read().decode().splitlines() for name in journal]
+print(json.dumps([names, sum(lines, [])]))
+"""
+READ = """
+import pickle, sys
+from search import Sweep
+sweep = Sweep.load(sys.argv[1])
+with open(sys.argv[2], "wb") as file:
+    pickle.dump((sweep.records, sweep.front), file)
 """
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """Credentials of the store, and a place for copies that is another one on each host."""
-    copies = tmp_path_factory.mktemp("copies")
+    """Credentials of the store, and a folder for copies that is another one on each host."""
     keys = {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "correct-horse", "AWS_DEFAULT_REGION": "us-east-1"}
-    store = {"AWS_ENDPOINT_URL": f"http://10.77.0.1:{PORT}", "XDG_CACHE_HOME": str(copies)}
-    return environment_with_token() | PATIENT | keys | store
+    place = {"AWS_ENDPOINT_URL": f"http://10.77.0.1:{PORT}", "XDG_CACHE_HOME": str(tmp_path_factory.mktemp("copies"))}
+    return environment_with_token() | PATIENT | keys | place
 
 
-class Stored:
-    """A cluster whose hosts share a store, and are looked at from outside through it alone."""
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, environment):
+    """A sweep on this machine, in a folder."""
+    place = tmp_path_factory.mktemp("undisturbed")
+    subprocess.run(run(place, 6), env=environment, check=True, capture_output=True)
+    return Sweep.load(place / "tiny")
+
+
+class Store:
+    """A host with an S3-compatible store, and what other hosts see of it.
+
+    Args:
+        net: that the hosts share.
+        environment: of all processes.
+        place: a folder for what is no part of the sweep.
+    """
 
     def __init__(self, net, environment, place):
-        self.net, self.environment, self.place = net, environment, place
-        self.hidden = environment["XDG_CACHE_HOME"]
-        self.store = net.host()
-        self.store.start([sys.executable, "-m", "moto.server", "-H", "0.0.0.0", "-p", str(PORT)], environment)
-        self.command = self.within(run(place, 6, "--set", "storage=s3://sweeps/mine"), rests_s=0)
-        wait_for(lambda: self.tell(self.store, sys.executable, "-c", MAKE_BUCKET, place / "weights.safetensors") == "")
-
-    def within(self, command, rests_s):
-        """Return a command of `run` that has nothing of the sweep's on a disk that hosts share."""
-        return [*command, *words("--set", "weights=s3://sweeps/weights.safetensors", "--set")] + [
-            f"model.options.rests_s={rests_s}"
-        ]
+        self.net, self.environment, self.place, self.host = net, environment, place, net.host()
+        self.host.start([sys.executable, "-m", "moto.server", "-H", "0.0.0.0", "-p", str(PORT)], environment)
+        self._run = run(place, 6)
+        wait_for(lambda: self.ask(self.host, sys.executable, "-c", FILL, place / "weights.safetensors") is not None)
 
     def cluster(self):
-        """Start a head; it and all that join have places of their own for copies."""
-        found = Cluster.__new__(Cluster)
-        found.net, found.environment, found.head = self.net, self.environment, self.net.host(hidden=self.hidden)
-        found.address = f"{found.head.address}:6379"
-        from nodes import head_at
+        return Cluster(self.net, self.environment, hidden=self.environment["XDG_CACHE_HOME"])
 
-        found.head.start(head_at(found.address), self.environment)
-        found.wait_for(found.head)
-        return found
+    def run(self, cluster, *options, rests_s=0):
+        """Return the command of the sweep, which keeps nothing on a disk that hosts share."""
+        changes = ["storage=s3://sweeps/mine", "weights=s3://sweeps/weights.safetensors"]
+        changes.append(f"model.options.rests_s={rests_s}")
+        settings = [word for change in changes for word in ("--set", change)]
+        return words(*self._run, *settings, "--address", cluster.address, *options)
 
-    def tell(self, host, *command):
+    def ask(self, host, *command):
         """Return what a command prints on a host; None where it fails."""
         asked = [*host.within, *words(*command)]
         done = subprocess.run(asked, env=self.environment, capture_output=True, text=True)
         return done.stdout if done.returncode == 0 else None
 
     def contents(self):
-        """Return the names in the store, and the lines of the study's journal."""
-        keys, texts = json.loads(self.tell(self.store, sys.executable, "-c", LIST))
-        return keys, [json.loads(line) for text in texts for line in text.splitlines()]
+        """Return the names of all files, and the lines of the study's journal."""
+        return json.loads(self.ask(self.host, sys.executable, "-c", TELL))
+
+    def assert_as_undisturbed(self, undisturbed):
+        """A host that has never seen the sweep finds every trial once, and what it says without a disturbance."""
+        host, out = self.net.host(hidden=self.environment["XDG_CACHE_HOME"]), self.place / "records"
+        assert self.ask(host, sys.executable, "-c", READ, SWEEP, out) is not None
+        records, front = pickle.loads(out.read_bytes())
+        assert list(map(outcome, records)) == list(map(outcome, undisturbed.records))
+        assert [record.number for record in front] == [record.number for record in undisturbed.front]
+        assert endings(self.contents()[1]) == dict.fromkeys(range(6), 1)
 
 
 @pytest.fixture
-def stored(environment, tmp_path):
+def store(environment, tmp_path):
     with network() as net:
-        yield Stored(net, environment, tmp_path)
-
-
-def read(stored, folder):
-    """Return the sweep's records as a host tells them that has never seen it, by way of a file."""
-    host, out = stored.net.host(hidden=stored.hidden), folder / "records.pickle"
-    code = f"""
-import pickle, sys
-from search import Sweep
-sweep = Sweep.load({SWEEP!r})
-pickle.dump((sweep.records, [record.number for record in sweep.front]), open({str(out)!r}, "wb"))
-"""
-    assert stored.tell(host, sys.executable, "-c", code) is not None
-    import pickle
-
-    return pickle.loads(out.read_bytes())
-
-
-def assert_as_undisturbed(stored, undisturbed, folder):
-    records, front = read(stored, folder)
-    assert list(map(outcome, records)) == list(map(outcome, undisturbed.records))
-    assert front == [record.number for record in undisturbed.front]
-    _, lines = stored.contents()
-    ends = Counter(line["trial_id"] for line in lines if line["op_code"] == FINISH and line["state"] in ENDS)
-    assert ends == dict.fromkeys(range(len(records)), 1)
+        yield Store(net, environment, tmp_path)
 
 
 @pytest.mark.cluster
-def test_hosts_that_share_a_store_alone_run_a_sweep_together(stored, undisturbed, tmp_path):
-    cluster = stored.cluster()
-    worker, _ = cluster.join(hidden=stored.hidden)
+def test_hosts_that_share_a_store_alone_run_a_sweep_together(store, undisturbed, tmp_path):
+    cluster = store.cluster()
+    worker, _ = cluster.join()
     cluster.wait_for(cluster.head, worker)
-    told = stored.tell(cluster.head, *stored.command, "--address", cluster.address)
+    told = store.ask(cluster.head, *store.run(cluster))
     assert told is not None
-    assert "6 trials; hypervolume" in told
-    assert f"prunesearch best {SWEEP}" in told
-    assert "1 ranking made" in told
-    assert stored.hidden not in told
-    assert [signatures(tmp_path, host) > 0 for host in (cluster.head, worker)] == [True, True]
-    keys, _ = stored.contents()
-    assert {f"mine/tiny/{name}" for name in ("experiment.yaml", "study.journal", "report.html")} <= set(keys)
-    assert [key for key in keys if "snapshot" in key or "driver.json" in key or "seen-by" in key] == []
-    assert_as_undisturbed(stored, undisturbed(6), tmp_path)
+    for part in ("6 trials; hypervolume", f"prunesearch best {SWEEP}", "1 ranking made"):
+        assert part in told
+    assert cluster.hidden not in told
+    assert all(signatures(tmp_path, host) for host in (cluster.head, worker))
+    names, _ = store.contents()
+    assert {f"mine/tiny/{name}" for name in ("experiment.yaml", "study.journal", "report.html")} <= set(names)
+    assert not [name for name in names if any(part in name for part in ("snapshot", "driver.json", "seen", "tune"))]
+    store.assert_as_undisturbed(undisturbed)
 
 
 @pytest.mark.chaos
-def test_a_sweep_whose_drivers_host_is_gone_goes_on_from_another_host(stored, undisturbed, tmp_path):
-    cluster = stored.cluster()
-    worker, _ = cluster.join(hidden=stored.hidden)
+def test_a_sweep_whose_hosts_are_all_gone_goes_on_from_another_one(store, undisturbed, tmp_path):
+    cluster = store.cluster()
+    worker, _ = cluster.join()
     cluster.wait_for(cluster.head, worker)
-    command = stored.within(stored.command, rests_s=LONG)
-    driver = cluster.head.start([*command, "--address", cluster.address], stored.environment)
-
-    def some_have_ended():
-        _, lines = stored.contents()
-        return sum(line["op_code"] == FINISH and line["state"] in ENDS for line in lines) >= 2
-
-    wait_for(some_have_ended, 300)
+    driver = cluster.head.start(store.run(cluster, rests_s=LONG), store.environment)
+    wait_for(lambda: len(endings(store.contents()[1])) >= 2, 300)
     assert driver.poll() is None
     for host in (cluster.head, worker):
         host.destroy()
-    again = stored.cluster()
-    told = stored.tell(again.head, *command, "--resume", "--address", again.address)
+    other = store.cluster()
+    told = store.ask(other.head, *store.run(other, "--resume", rests_s=LONG))
     assert told is not None
     assert f"{SWEEP} was kept by {cluster.head.name}; waiting" in told
-    done = sum(signatures(tmp_path, host) for host in (cluster.head, worker, again.head))
-    assert done < 6 * EPOCHS + 3 * EPOCHS  # what had ended was not done again, what had begun went on
-    assert_as_undisturbed(stored, undisturbed(6), tmp_path)
-
-
-def test_search_is_what_is_run():
-    assert SEARCH[1:] == ["-m", "search"]
+    done = sum(signatures(tmp_path, host) for host in (cluster.head, worker, other.head))
+    assert done < 8 * EPOCHS  # what had ended was not done again, and what had begun went on
+    store.assert_as_undisturbed(undisturbed)

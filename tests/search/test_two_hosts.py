@@ -1,35 +1,18 @@
 """A sweep on hosts of their own: they share the sweep's folder and the code, and what is between them breaks."""
 
-import json
 import random
 import subprocess
 import time
-from collections import Counter
-from contextlib import contextmanager
-from dataclasses import replace
 from functools import cache
 
 import pytest
-import tiny
-import torch
-from nodes import RAY, SEARCH, alive_nodes, environment_with_token, head_at, network, start_node, wait_for, words
-from optuna.trial import TrialState
+from hosts import EPOCHS, LONG, PATIENT, Cluster, endings, outcome, run, signatures
+from nodes import environment_with_token, network, wait_for
 
-from pruning import build_model, save_weights
 from search import Sweep
 from search.results import State
 
-EPOCHS, LONG = 20, 0.6
-"""Of a trial; and seconds that one rests after each where it has to take longer than a worker takes to start: Tune lets
-a trial that waits for a new worker have the first one that is free, and the new one go."""
-
 CUTS = 10
-
-PATIENT = {"RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "1000"}
-"""Ray gives a node up after some seconds, not after a minute: five checks in a row that fail."""
-
-FINISH, ENDS = 6, {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL}
-"""Optuna's code of a line that sets a trial's state, and the states that are an end."""
 
 
 @pytest.fixture(scope="module")
@@ -51,68 +34,6 @@ def undisturbed(tmp_path_factory, environment):
     return swept
 
 
-def run(place, trials, *options, rests_s=0, **sections):
-    """Return the command that runs a sweep in a folder."""
-    model = {"name": "tiny:signed", "options": {"book": str(place / "book"), "rests_s": rests_s}}
-    recipe = {"epochs": EPOCHS, "learning_rate": 0.05, "batch_size": 10}
-    search, weights = {"trials": trials, "seed": 3}, str(place / "weights.safetensors")
-    experiment = tiny.experiment(place, model=model, weights=weights, recipe=recipe, search=search, **sections)
-    torch.manual_seed(0)
-    save_weights(build_model(experiment.model), experiment.weights)
-    path = place / "tiny.yaml"
-    path.write_text(experiment.to_yaml(), encoding="utf-8")
-    return words(*SEARCH, "run", path, "--plain", *options)
-
-
-def signatures(place, host):
-    """Return how many epochs of training a host has seen."""
-    book = place / "book"
-    return book.read_text().splitlines().count(host.name) if book.exists() else 0
-
-
-class Cluster:
-    """A head, and whoever joins it."""
-
-    def __init__(self, net, environment):
-        self.net, self.environment, self.head = net, environment, net.host()
-        self.address = f"{self.head.address}:6379"
-        self.head.start(head_at(self.address), environment)
-        self.wait_for(self.head)
-
-    @property
-    def alive(self):
-        """The names of the nodes by their addresses."""
-        return dict(alive_nodes(self.address, self.environment, self.head.within))
-
-    def wait_for(self, *hosts):
-        wait_for(lambda: {host.address for host in hosts} == self.alive.keys())
-
-    def join(self, host=None, **options):
-        """Start a Ray node on a host, a new one unless told; return the host and the node's process."""
-        host = host or self.net.host(**options)
-        return host, host.start(
-            start_node("--address", self.address, "--node-ip-address", host.address), self.environment
-        )
-
-    def announce_end(self, host, seconds):
-        """Tell Ray that a host goes, as machines are told that are lent for less."""
-        reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "lent for less"]
-        asked = ["drain-node", "--address", self.address, "--node-id", self.alive[host.address], *reason]
-        asked += ["--deadline-remaining-seconds", seconds]
-        subprocess.run(words(*self.head.within, RAY, *asked), env=self.environment, check=True, capture_output=True)
-
-    @contextmanager
-    def sweeping(self, place, trials, **more):
-        """Run the sweep on the head while the block does what it does, and to its end."""
-        told = place / "told.txt"
-        with told.open("w") as out:
-            streams = {"stdout": out, "stderr": subprocess.STDOUT}
-            command = run(place, trials, "--address", self.address, **more)
-            driver = self.head.start(command, self.environment, **streams)
-        yield
-        assert driver.wait(300) == 0, told.read_text()
-
-
 @pytest.fixture
 def cluster(environment):
     with network() as net:
@@ -122,26 +43,11 @@ def cluster(environment):
 # ── what came out ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def endings(folder):
-    """Return how often the study's journal says that each trial has ended."""
-    lines = [json.loads(line) for line in (folder / "study.journal").read_text().splitlines()]
-    return Counter(
-        line["trial_id"] for line in lines if line["op_code"] == FINISH and TrialState(line["state"]) in ENDS
-    )
-
-
-def outcome(record):
-    """Return what a trial was and measured, without its seconds and the place of its book."""
-    policy = record.policy.model_dump(exclude={"model"})
-    return record.number, policy, [replace(metrics, seconds=0.0) for metrics in record.history]
-
-
 def assert_as_undisturbed(place, undisturbed):
     """Every trial is there once, none is lost or told twice, and all say what they say without a disturbance."""
     sweep, trials = Sweep.load(place / "tiny"), len(undisturbed.records)
     assert [record.state for record in sweep.records] == [State.FINISHED] * trials
-    assert endings(sweep.folder) == endings(undisturbed.folder)
-    assert set(endings(sweep.folder).values()) == {1}
+    assert endings((sweep.folder / "study.journal").open()) == dict.fromkeys(range(trials), 1)
     assert list(map(outcome, sweep.records)) == list(map(outcome, undisturbed.records))
     assert [record.number for record in sweep.front] == [record.number for record in undisturbed.front]
 
