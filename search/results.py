@@ -13,6 +13,9 @@ from pruning import Policy
 SOURCE, PREDICTED, DEVICE, NOTE = "source", "predicted", "device", "note"
 """What a record's `extra` may say."""
 
+MEASURED = "measured"
+"""Under which a trial that goes on says all that it measured before."""
+
 
 class State(StrEnum):
     """How a trial stands."""

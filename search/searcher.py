@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import wraps
 from pathlib import Path
@@ -24,7 +24,7 @@ from search.errors import SearchError, SweepError
 from search.horizon import Horizon
 from search.ledger import Ledger
 from search.measurement import bounds_of, excesses, one_line, read_metrics
-from search.results import DEVICE, NOTE, Metrics, TrialRecord
+from search.results import DEVICE, MEASURED, NOTE, Metrics, TrialRecord
 from search.running_time import RunningTime
 from search.study import (
     EPOCH,
@@ -253,6 +253,7 @@ class StudySearcher(Searcher):
         trial = self._running(trial_id)
         if trial is not None:
             with suppress(SearchError):
+                _complete(trial, result.get(MEASURED, ()))
                 _keep(trial, read_metrics(result, self._needed))
             self.time.keep(self.study)
             for name in (NOTE, DEVICE):
@@ -365,6 +366,13 @@ class StudySearcher(Searcher):
             self.study.tell(trial, state=TrialState.PRUNED)
         else:
             self.study.tell(trial, [getattr(metrics, name) for name in self._experiment.objectives])
+
+
+def _complete(trial: Trial, measured: Iterable[Mapping[str, Any]]) -> None:
+    """Add to the history what a trial that goes on had measured before, where the driver that heard of it is lost."""
+    for metrics in measured:
+        if not trial.user_attrs.get(f"{EPOCH}{metrics['epoch']}"):
+            trial.set_user_attr(f"{EPOCH}{metrics['epoch']}", dict(metrics))
 
 
 def _keep(trial: Trial, metrics: Metrics) -> None:

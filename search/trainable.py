@@ -21,7 +21,7 @@ from search.counts import Event, counting_into, read_events
 from search.errors import PlaceError
 from search.mirror import pulled
 from search.places import address_of, discard, fetch, store
-from search.results import Metrics
+from search.results import MEASURED, Metrics
 from search.sharing import Shared, received
 from search.trial import run_trial
 from search.unwritten import going_without, telling
@@ -41,11 +41,12 @@ def train(config: dict[str, Any], shared: Shared) -> None:
     take_share(inputs.experiment.resources)
     policy = Policy.from_json(config["policy"])
     snapshot = snapshot_of(inputs.experiment.folder, config["number"])
-    missing = list[str]()
+    missing, measured = list[str](), list[dict[str, float]]()
 
     def report(metrics: Metrics, state: Callable[[], dict[str, Any]]) -> None:
+        measured.append(metrics.to_dict())
         if 0 < metrics.epoch < policy.recipe.epochs:
-            write_snapshot(state(), snapshot, policy)
+            write_snapshot(state() | {MEASURED: measured}, snapshot, policy)
         smaller = [str(note.message) for note in notes if issubclass(note.category, BatchSizeWarning)]
         told = dict.fromkeys([*smaller, *missing])
         facts = {"device": inputs.device_name} | ({"note": "; ".join(told)} if told else {})
@@ -58,7 +59,8 @@ def train(config: dict[str, Any], shared: Shared) -> None:
         try:
             resume = read_snapshot(snapshot, policy)
             if resume is not None:
-                tune.report(resume["metrics"])  # the driver may have died before it heard of them
+                measured += resume[MEASURED]
+                tune.report(resume["metrics"] | {MEASURED: measured})  # the driver may have died, and not heard of all
             with counting_into(events_of(inputs.experiment.folder)):
                 run_trial(policy, inputs, report, resume)
         except Exception as error:

@@ -18,7 +18,7 @@ from ray.tune.search.searcher import Searcher
 from pruning import CriterionSpec, ModelSpec, Policy, Recipe
 from search.config import parse_experiment
 from search.errors import SweepError
-from search.results import Metrics, State
+from search.results import MEASURED, Metrics, State
 from search.searcher import StudySearcher
 from search.study import create_study, load_records, open_study
 
@@ -341,6 +341,18 @@ def test_an_attempt_that_starts_over_replaces_what_the_first_one_measured(start)
     searcher.on_trial_result("t0", measured(config, 0, seconds=9.0))
     (record,) = searcher.records()
     assert [(metrics.epoch, metrics.seconds) for metrics in record.history] == [(0, 9.0)]
+
+
+def test_a_trial_that_goes_on_fills_what_a_lost_driver_had_heard(start):
+    searcher = start()
+    config = searcher.suggest("a")
+    whole = [Metrics(epoch, 0.1 * epoch, 1.0, macs=10, params=10).to_dict() for epoch in range(EPOCHS + 1)]
+    searcher.on_trial_result("a", whole[0])
+    searcher.on_trial_result("a", whole[-2] | {MEASURED: whole[:-1]})
+    assert [metrics.epoch for metrics in searcher.record(0).history] == list(range(EPOCHS))
+    searcher.on_trial_result("a", whole[0] | {MEASURED: [whole[0] | {"accuracy": 0.9}]})  # another attempt
+    searcher.on_trial_result("a", whole[1] | {MEASURED: whole[:2]})
+    assert [metrics.accuracy for metrics in searcher.record(0).history] == [0.0, 0.1]
 
 
 def test_a_study_is_made_once_and_must_fit_the_objectives(tmp_path):
