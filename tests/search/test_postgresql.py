@@ -423,6 +423,7 @@ def test_a_sweep_on_a_database_is_the_one_in_its_folder(tmp_path, database, undi
     assert f"study: {database.replace('me@', 'me:***@')}" in (moved / "experiment.yaml").read_text()
 
 
+@pytest.mark.chaos
 def test_a_sweep_whose_driver_is_killed_and_whose_database_goes_ends_as_undisturbed(
     tmp_path, database, undisturbed, away, monkeypatch
 ):

@@ -345,7 +345,7 @@ def test_an_attempt_that_starts_over_replaces_what_the_first_one_measured(start)
 
 def test_a_trial_that_goes_on_fills_what_a_lost_driver_had_heard(start):
     searcher = start()
-    config = searcher.suggest("a")
+    searcher.suggest("a")
     whole = [Metrics(epoch, 0.1 * epoch, 1.0, macs=10, params=10).to_dict() for epoch in range(EPOCHS + 1)]
     searcher.on_trial_result("a", whole[0])
     searcher.on_trial_result("a", whole[-2] | {MEASURED: whole[:-1]})
