@@ -108,6 +108,8 @@ def test_a_host_that_joins_and_does_not_see_the_sweep_loses_no_trial(cluster, un
         wait_for(lambda: signatures(tmp_path, cluster.head) > 0)
         blind, _ = cluster.join(hidden=tmp_path)
         cluster.wait_for(cluster.head, blind)
+    notes = {record.extra.get("note", "").partition(":")[0] for record in Sweep.load(tmp_path / "tiny").records}
+    assert notes == {"", "trials start afresh where they are interrupted, for they cannot write snapshots"}
     assert_as_undisturbed(tmp_path, undisturbed(8))
 
 
