@@ -15,8 +15,8 @@ from search.pareto import front
 from search.pool import Pool
 from search.results import TrialRecord
 
-NEWEST_OF = 8
-"""The newest trials are an eighth of those that a sampler sees."""
+NEWEST_OF, RUNNING_OF = 8, 2
+"""The newest trials are an eighth of those that a sampler sees, those that run at most as many as half of them."""
 
 Reader = Callable[[FrozenTrial, Mapping[str, Any]], TrialRecord | None]
 """Makes a record of a trial and the study's attributes; None of a trial that is none yet."""
@@ -104,9 +104,9 @@ class Ledger:
     def seen(self, most: int) -> list[FrozenTrial]:
         """Return the trials from which a sampler learns, by number.
 
-        Up to `most` trials all are seen. Of more it sees the front, those that have not ended, the newest, and every
-        second, fourth, … of the others: as many as before, from the whole history. It depends on nothing but which
-        trials there are, so a resumed sweep goes on as it would have.
+        Up to `most` trials all are seen. Of more it sees the front, the newest, every second, fourth, … of the others,
+        as many as before, from the whole history, and those that have not ended: of a thousand, which a cluster may
+        run, the latest. It depends on nothing but which trials there are, so a resumed sweep goes on as it would have.
         """
         self._catch_up()
         count = len(self._trials)
@@ -114,7 +114,8 @@ class Ledger:
         while most * step < count:
             step *= 2
         newest = range(max(0, count - most // NEWEST_OF), count)
-        numbers = {record.number for record in self._front}.union(self._open, newest, range(0, count, step))
+        latest = sorted(self._open)[-most // RUNNING_OF :]
+        numbers = {record.number for record in self._front}.union(latest, newest, range(0, count, step))
         return [self._trials[number] for number in sorted(numbers)]
 
     def shapes(self) -> list[FrozenTrial]:

@@ -109,6 +109,14 @@ def test_seen_are_the_front_the_newest_those_under_way_and_a_part_of_the_history
         assert seen == [trials[trial.number] for trial in seen]
 
 
+def test_of_a_thousand_that_run_the_latest_are_seen(start):
+    searcher = start(trials=200)
+    for number in range(100):
+        searcher.suggest(str(number))
+    spread = set(range(0, 100, 16))  # 8 of 100: every sixteenth
+    assert [trial.number for trial in searcher.ledger.seen(8)] == sorted(spread | {96, 97, 98, 99})
+
+
 def test_shapes_are_the_first_trials_that_ended_with_their_dimensions(start):
     class Either(Widths):
         def suggest(self, trial):
