@@ -43,6 +43,7 @@ fuzz: $(READY)
 
 chaos: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'chaos or not chaos' tests/chaos --benchmark-disable $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m chaos tests/search --benchmark-disable
 
 lint: $(READY)
 	$(BIN)/ruff check

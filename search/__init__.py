@@ -23,6 +23,7 @@ for _name, _value in {  # read when the libraries are imported, so set before an
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_task_oom_retries": "2",  # else what memory does not hold starts again for ever
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a trial that failed says why in a line
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a failed trial reports no metric; that must not end the sweep
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }.items():

@@ -111,14 +111,9 @@ def check_places(experiment: Experiment) -> None:
     Raises:
         SweepError: names the place and the node.
     """
-    storage = experiment.storage.resolve()
-    storage.mkdir(parents=True, exist_ok=True)
     needed = [Path(place).resolve() for place in (experiment.data.options.get("root"), experiment.weights) if place]
-    token = storage / f".seen-by-all-{uuid.uuid4().hex}"  # another folder of the same name has it not
-    token.touch()
-    try:
-        store(token)
-        places = {token: storage, **{place: place for place in needed if is_there(place)}}
+    with token_in(experiment.storage) as token:
+        places = {token: token.parent, **{place: place for place in needed if is_there(place)}}
         nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         there = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
         asked = [_missing.options(scheduling_strategy=place).remote(list(places)) for place in there]
@@ -130,12 +125,27 @@ def check_places(experiment: Experiment) -> None:
             if isinstance(missing, PlaceError):
                 raise SweepError(f"node {node}: {missing}")
             if missing is not None:
-                raise SweepError(
-                    f"node {node}: does not see {shown(str(places[missing]))}; on several machines storage, images and "
-                    "weights have to be where all of them see them"
-                )
+                raise does_not_see(node, places[missing])
+
+
+@contextmanager
+def token_in(storage: Path) -> Iterator[Path]:
+    """Yield a file in the storage that another folder of the same name has not."""
+    storage = storage.resolve()
+    storage.mkdir(parents=True, exist_ok=True)
+    token = storage / f".seen-by-all-{uuid.uuid4().hex}"
+    token.touch()
+    try:
+        store(token)
+        yield token
     finally:
         discard(token)
+
+
+def does_not_see(node: str, place: Path) -> SweepError:
+    """Return what is raised where a node lacks a place that all need."""
+    why = "on several machines storage, images and weights have to be where all of them see them"
+    return SweepError(f"node {node}: does not see {shown(str(place))}; {why}")
 
 
 @ray.remote(num_cpus=0, max_retries=0)

@@ -86,7 +86,11 @@ class LiveView:
             if record.number not in self._told:
                 self._told.add(record.number)
                 if self._live is None:
-                    self._console.print(self.line(record), soft_wrap=True, markup=False, highlight=False)
+                    self.note(self.line(record))
+
+    def note(self, line: str) -> None:
+        """Say something that belongs to no trial's end."""
+        self._console.print(line, soft_wrap=True, markup=False, highlight=False)
 
     def close(self) -> None:
         """Draw a last time and give the terminal back."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -17,8 +18,10 @@ import torch
 from pruning import CRITERIA, PruningError, Ranking, StreamingCriterion
 from search.config import Experiment, Resources
 from search.counts import Event, counting, note
-from search.errors import SearchError, SweepError
+from search.errors import PlaceError, SearchError, SweepError
 from search.inputs import Inputs, Say, ranking_key, silent
+from search.launching import does_not_see, token_in
+from search.places import is_there
 from search.prepare import prepare_ahead
 from search.rankings import (
     Wanted,
@@ -106,22 +109,23 @@ def prepare_in_task(experiment: Experiment, say: Say = silent) -> Inputs:
 
     Raises:
         SearchError, PruningError: as for `prepare_ahead`.
-        SweepError: the task's process died.
+        SweepError: the task's process died, or its machine does not see the storage.
     """
     place = _place(experiment.resources)
     task = ray.remote(**place, max_retries=experiment.resources.retries, num_returns="streaming")(_preparing)
-    stream: Any = task.remote(experiment)
     found: Inputs | None = None
     try:
-        for reference in stream:
-            answer = ray.get(reference)
-            if isinstance(answer, str):
-                say(answer)
-            elif isinstance(answer, Exception):
-                raise answer
-            else:
-                found, events = answer
-                _note(events)
+        with token_in(experiment.storage) as token:
+            stream: Any = task.remote(experiment, token)
+            for reference in stream:
+                answer = ray.get(reference)
+                if isinstance(answer, str):
+                    say(answer)
+                elif isinstance(answer, Exception):
+                    raise answer
+                else:
+                    found, events = answer
+                    _note(events)
     except ray.exceptions.RayTaskError:  # a bug, with its traceback
         raise
     except ray.exceptions.RayError as error:
@@ -130,8 +134,19 @@ def prepare_in_task(experiment: Experiment, say: Say = silent) -> Inputs:
     return found
 
 
-def _preparing(experiment: Experiment) -> Iterator[str | Exception | tuple[Inputs, list[Event]]]:
-    """Yield the lines that preparing says, when it says them; then what it gives."""
+def _preparing(experiment: Experiment, token: Path) -> Iterator[str | Exception | tuple[Inputs, list[Event]]]:
+    """Yield the lines that preparing says, when it says them; then what it gives.
+
+    The machine may have joined for this task: it has to see the token that lies in the storage.
+    """
+    try:
+        if not is_there(token):
+            node = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+            yield does_not_see(node, token.parent)
+            return
+    except PlaceError as error:
+        yield error
+        return
     take_share(experiment.resources)
     lines: SimpleQueue[str | None] = SimpleQueue()
     events = list[Event]()

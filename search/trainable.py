@@ -7,6 +7,7 @@ import io
 import os
 import socket
 import traceback
+import uuid
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -101,7 +102,7 @@ def forget(folder: Path, number: int) -> None:
 
 def write_snapshot(state: dict[str, Any], snapshot: Path, policy: Policy) -> None:
     """Write what the trial needs to go on, if there is room: else it will start again."""
-    draft = snapshot.with_suffix(f".{os.getpid()}.draft")  # a worker whose driver was killed may still write its own
+    draft = snapshot.with_suffix(f".{uuid.uuid4().hex}.draft")  # a worker that is cut off may still write its own
     with going_without("trials start afresh where they are interrupted, for they cannot write snapshots", draft):
         content = io.BytesIO()
         torch.save(state, content)

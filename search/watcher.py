@@ -60,6 +60,10 @@ class Watcher(tune.Callback):
         self._searcher.explain_failure(trial.trial_id, reason)
         self.on_trial_complete(iteration, trials, trial)
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """A trial's worker died, and another one is to go on."""
+        self._view.note(f"trial {trial.config['number']}: its worker was lost; another one goes on with it")
+
     def __getstate__(self) -> dict[str, Any]:
         return {}
 

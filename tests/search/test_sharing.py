@@ -21,7 +21,7 @@ from search.errors import ExperimentError, SweepError
 from search.inputs import Inputs, ranking_key
 from search.prepare import build_subject, prepare, prepare_ahead, prepare_unranked
 from search.rankings import rank_all
-from search.sharing import prepare_in_task, rank_in_tasks, received, share
+from search.sharing import _preparing, prepare_in_task, rank_in_tasks, received, share
 from search.trial import run_trial
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -132,6 +132,13 @@ def test_preparing_in_a_task_gives_what_preparing_here_gives_and_says_it_meanwhi
     assert hash_weights(there.weights) == hash_weights(here.weights)
     assert [hash_of(found) for found in there.rankings.values()] == [hash_of(found) for found in here.rankings.values()]
     assert len(counts.made("rankings")) == 1
+
+
+def test_a_machine_that_does_not_see_the_storage_prepares_nothing(tmp_path):
+    (refusal,) = _preparing(experiment(tmp_path), tmp_path / "elsewhere" / "token")
+    assert "does not see" in str(refusal)
+    assert str(tmp_path / "elsewhere") in str(refusal)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_mistake_that_shows_in_a_task_is_the_same_line(tmp_path):

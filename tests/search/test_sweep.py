@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -17,7 +18,7 @@ from filelock import FileLock
 from pruning import build_model, save_weights
 from search import driver, launching
 from search.driver import resume_sweep, run_or_resume, run_sweep
-from search.errors import ExperimentError, SweepError
+from search.errors import ExperimentError, SweepError, SweepInterruptedError
 from search.prepare import prepare
 from search.results import State
 from search.study import Proposal
@@ -238,10 +239,13 @@ def mortal(storage, tmp_path, **sections):
     return experiment
 
 
-def test_a_trial_whose_worker_dies_goes_on_in_another(storage, tmp_path):
+def test_a_trial_whose_worker_dies_goes_on_in_another(storage, tmp_path, capsys):
     ran = run_sweep(mortal(storage, tmp_path, search={"trials": 1}), live=False)
     assert (tmp_path / "grave").exists()
     (record,) = ran.records
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == "trial 0: its worker was lost; another one goes on with it"
+    assert [line[:15] for line in told[1:]] == ["[1/1] trial 0  "]
     assert record.state is State.FINISHED
     assert numbers(record.history) == run_here(ran, record)
 
@@ -256,9 +260,9 @@ def test_a_trial_whose_workers_die_too_often_fails_and_the_next_runs(storage, tm
     assert Sweep.load(ran.folder).records == ran.records
 
 
-def as_tune_does(fault):
+def as_tune_does(fault, told=None):
     """Raise a fault as Tune does: in words, behind an error of its own."""
-    with driver._ended_by_disk(Path("/sweeps/one"), "go on"):
+    with driver._ended_by_faults(Path("/sweeps/one"), SimpleNamespace(fault=told)):
         try:
             raise fault
         except Exception as error:
@@ -266,12 +270,14 @@ def as_tune_does(fault):
 
 
 def test_a_full_disk_behind_another_fault_is_told_in_one_line_and_other_faults_are_raised():
-    told = r"^/sweeps/one/study.journal: No space left .*; with room again go on$"
+    told = r"^/sweeps/one/study.journal: No space left .*; with room again go on with: prunesearch resume /sweeps/one$"
     with pytest.raises(SweepError, match=told):
         as_tune_does(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/sweeps/one/study.journal"))
     for fault in (ConnectionResetError(errno.ECONNRESET, "reset"), KeyError("a bug")):
         with pytest.raises(RuntimeError, match="Traceback"):
             as_tune_does(fault)
+    with pytest.raises(SweepInterruptedError, match=r"^database: gone; go on with: prunesearch resume /sweeps/one$"):
+        as_tune_does(KeyError("a text of it"), SweepError("database: gone"))
 
 
 # ── what is refused before a folder is made ──────────────────────────────────────────────────────────────────────────
