@@ -86,6 +86,7 @@ def parse_arguments() -> Namespace:
         "--tune", type=float, default=0, help="ms a trial that Tune takes besides, see sweep_overhead.py"
     )
     parser.add_argument("--folder", type=Path, help="where the sweep's files go for a while")
+    parser.set_defaults(study=None)
     return parser.parse_args()
 
 
