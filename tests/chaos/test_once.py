@@ -20,7 +20,6 @@ def test_a_sweep_that_meets_one_fault_after_the_other_is_what_it_would_have_been
         assert place.run() == -signal.SIGKILL, place.err
 
     dies("search.prepare:train_baseline")
-    dies("search.driver:create_study", how="after")
     for stage in (
         {"place": "search.trainable:received"},
         {"place": "pruning.steps:OneStep.__call__", "call": 9},
