@@ -21,8 +21,8 @@ FILLS = """
 import sys, time, numpy, ray
 ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR")
 held = []
-for _ in range(9):
-    held.append(ray.get(ray.put(numpy.zeros(2**20))))  # 8 MiB that are looked at stay where they are
+for count in [2**20] * 9 + [2**13] * 64:
+    held.append(ray.get(ray.put(numpy.zeros(count))))  # what is looked at stays where it is; first 8 MiB each
 print("full", flush=True)
 time.sleep(3600)
 """
