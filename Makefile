@@ -6,7 +6,7 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 ARGS ?=
-JOBS ?= 2
+JOBS ?= 3
 BENCHMARKS ?= $(wildcard experiments/benchmarks/*.py)
 
 BIN := .venv/bin
@@ -29,9 +29,10 @@ help:
 demo: $(READY)
 	bash experiments/demo.sh
 
-# A thread each: the tests' tensors are small, and the jobs share the cores. One file stays in one job with its Ray.
+# A thread each: the tests' tensors are small, and the jobs share the cores. One file stays in one job with its Ray, whose
+# workers are as urgent as the jobs: else they wait for them.
 test: $(READY)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --benchmark-disable $(ARGS)
+	@OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --benchmark-disable $(ARGS)
 
 browser: $(READY)
 	@$(PIP) --editable '.[browser]'
