@@ -7,18 +7,23 @@ from pathlib import Path
 
 import pytest
 
-JUMPS = ("+3h", "-5h", "+30h", "-2d", "+0")
+HOUR = 60 * 60
+JUMPS = (3 * HOUR, -5 * HOUR, 30 * HOUR, -48 * HOUR, 0)
 
 
 @contextmanager
 def moved(place, rng=None):
-    """Move the clocks of a place's processes every now and then; yields the jumps. Skips without the library for it."""
+    """Move the clocks of the sweep's own process and of its workers every now and then; yields the jumps.
+
+    Skips without the library for it.
+    """
     libfaketime = pytest.importorskip("libfaketime")
     found = list(Path(libfaketime.__file__).parent.rglob("libfaketime.so.1"))
     if not found:
         pytest.skip("libfaketime was installed without a compiler")
     clock, jumps, end = place.folder / "clock", [], threading.Event()
     clock.write_text("+0\n")
+    draft = clock.with_suffix(".draft")
     place.environment |= {
         "LD_PRELOAD": str(found[0]),
         "FAKETIME_TIMESTAMP_FILE": str(clock),
@@ -31,7 +36,8 @@ def moved(place, rng=None):
     def jump():
         while not end.wait(drawn.uniform(0.5, 2)):
             jumps.append(drawn.choice(JUMPS))
-            clock.write_text(f"{jumps[-1]}\n")
+            draft.write_text(f"{jumps[-1]:+}\n")
+            draft.replace(clock)
 
     thread = threading.Thread(target=jump)
     thread.start()

@@ -18,11 +18,12 @@ pytestmark = [pytest.mark.chaos, pytest.mark.cluster, pytest.mark.timeout(3600)]
 HOST = ray.util.get_node_ip_address()
 BYTES = 78_643_200
 FILLS = """
-import sys, time, numpy, ray
+import contextlib, sys, time, numpy, ray
 ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR")
 held = []
-for count in [2**20] * 9 + [2**13] * 64:
-    held.append(ray.get(ray.put(numpy.zeros(count))))  # what is looked at stays where it is; first 8 MiB each
+for count in [2**20] * 9 + [2**13] * 64:  # 8 MiB, then what else there is room for
+    with contextlib.suppress(ray.exceptions.RayError):
+        held.append(ray.get(ray.put(numpy.zeros(count))))  # what is looked at stays where it is
 print("full", flush=True)
 time.sleep(3600)
 """

@@ -4,6 +4,9 @@ The folder that FAULTS names has a JSON file for each fault: `place` (`module:fu
 (`worker` or `driver`), `how` (`before` the call, `after` it, or `torn`: when half of its bytes are written), `match`, a
 part of the first argument, and `call`, which of these calls in a process. Whoever meets a fault takes its file away
 first, so that it happens once.
+
+Where FAKETIME_TIMESTAMP_FILE names a file with an offset in seconds, the sweep's own process has its clock from
+libfaketime, and workers have theirs from here. Ray's own processes keep the true one: they hang when it jumps.
 """
 
 import importlib.abc
@@ -12,10 +15,12 @@ import json
 import os
 import signal
 import sys
+import time
 from functools import wraps
 from pathlib import Path
 
-FOLDER = os.environ.get("FAULTS")
+FOLDER, CLOCK = os.environ.get("FAULTS"), os.environ.get("FAKETIME_TIMESTAMP_FILE")
+IS_WORKER = any("default_worker" in part for part in sys.orig_argv)
 
 
 def die():
@@ -56,7 +61,7 @@ def faulty(function, file, fault):
 
 def arm(module):
     """Put the faults of a module in their places."""
-    me = "worker" if any("default_worker" in part for part in sys.orig_argv) else "driver"
+    me = "worker" if IS_WORKER else "driver"
     for file in sorted(Path(FOLDER).glob("*.fault")):
         fault = json.loads(file.read_text())
         name, _, path = fault["place"].partition(":")
@@ -100,6 +105,17 @@ class Finder(importlib.abc.MetaPathFinder):
             spec.loader = Armed(spec.loader)
         return spec
 
+
+def moved(true):
+    """Return the time in seconds that a worker believes."""
+    return true() + int(Path(CLOCK).read_text())
+
+
+if CLOCK:
+    os.environ.pop("LD_PRELOAD", None)  # this process has the library; those that it starts do not
+    if IS_WORKER:
+        clock = time.time
+        time.time, time.time_ns = lambda: moved(clock), lambda: int(1e9 * moved(clock))
 
 if FOLDER:
     names = {json.loads(file.read_text())["place"].partition(":")[0] for file in Path(FOLDER).glob("*.fault")}
