@@ -317,7 +317,7 @@ def _launch(
 def _notes(record: TrialRecord) -> list[str]:
     """Return what a trial had to go without."""
     note = record.extra.get("note")
-    return str(note).split("; ") if note else []
+    return str(note).splitlines() if note else []
 
 
 @contextmanager

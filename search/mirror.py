@@ -267,6 +267,8 @@ class _Keeper:
                 found = self._copy.lease()
                 if found is not None and found["driver"] != self._id:
                     self._lost = str(found["host"])
+                    while signal.getsignal(signal.SIGINT) is signal.SIG_IGN and not self._ended.wait(PUSH_S):
+                        pass  # as below `nohup`; Tune listens, once it runs
                     os.kill(os.getpid(), signal.SIGINT)
                     return
                 self._write()

@@ -50,7 +50,7 @@ def train(config: dict[str, Any], shared: Shared) -> None:
             write_snapshot(state() | {MEASURED: measured}, snapshot, policy)
         smaller = [str(note.message) for note in notes if issubclass(note.category, BatchSizeWarning)]
         told = dict.fromkeys([*smaller, *missing])
-        facts = {"device": inputs.device_name} | ({"note": "; ".join(told)} if told else {})
+        facts = {"device": inputs.device_name} | ({"note": "\n".join(told)} if told else {})
         tune.report(metrics.to_dict() | facts)
 
     with (

@@ -51,10 +51,13 @@ def with_password(uri: str) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return in one line why MLflow failed; of a failed connection the innermost reason: `Connection refused`."""
+    """Return in one line why MLflow failed; of a failed connection the innermost reason: `Connection refused`.
+
+    Files that some library looked for on the way are no reason.
+    """
     reason, inner = str(error), error.__cause__ or error.__context__
     while inner is not None:
-        if isinstance(inner, OSError) and inner.strerror:
+        if isinstance(inner, OSError) and inner.strerror and not isinstance(inner, FileNotFoundError):
             reason = inner.strerror
         inner = inner.__cause__ or inner.__context__
     text = without_password(" ".join(reason.split())) or type(error).__name__

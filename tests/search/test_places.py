@@ -4,6 +4,7 @@ import random
 import signal
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import fsspec
@@ -189,6 +190,14 @@ def test_who_died_while_writing_goes_on_with_what_is_on_its_machine(there, machi
 
 
 @pytest.fixture
+def heeds_interrupts():
+    """As in a terminal; below `nohup` a process does not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(mirror, "PUSH_S", 0.05)
     monkeypatch.setattr(mirror, "LOST_S", 1.0)
@@ -237,6 +246,7 @@ def test_a_driver_that_gives_no_sign_of_life_is_taken_over(there, machine, quick
         assert (first / "journal").read_text() == "1 2"
 
 
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_a_driver_whose_sweep_was_taken_over_stops_and_writes_nothing_more(there, machine, quick):
     folder = machine("one")
 
@@ -261,7 +271,24 @@ def test_a_driver_whose_sweep_was_taken_over_stops_and_writes_nothing_more(there
     other.join()
     assert not there.exists("/bucket/sweep/journal")
     assert Copy(folder).lease()["driver"] == "other"
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.usefixtures("heeds_interrupts")
+def test_a_driver_that_heeds_no_interrupt_is_stopped_once_it_does(there, machine, quick):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    folder = machine("one")
+
+    def work():
+        with kept(folder, print):
+            there.pipe("/bucket/sweep/driver.json", b'{"driver": "other", "host": "elsewhere", "pid": 1, "beat": 1}')
+            time.sleep(0.5)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            with suppress(KeyboardInterrupt):
+                time.sleep(30)
+                pytest.fail("was not stopped")
+
+    with pytest.raises(SweepError, match="elsewhere has taken it over"):
+        work()
 
 
 def test_a_place_that_cannot_be_written_for_a_while_gets_everything_later(there, machine, quick, monkeypatch):

@@ -169,6 +169,7 @@ def deliver(folders, uri, number):
 
 def test_sweeps_that_are_delivered_at_once_are_there_once(tmp_path, database, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")  # the machine may be busy
     folders, points = zip(*(track(tmp_path, number) for number in range(TOGETHER)), strict=True)
     server = MLflow(tmp_path, store=database, artifacts=tmp_path / "artifacts")
     try:

@@ -102,7 +102,9 @@ def test_each_trial_that_ends_is_told_once_in_one_line():
     assert "fpgm  beyond the limits  12 s" in told[4]
 
 
-def test_told_only_what_changed_the_view_shows_the_same():
+def test_told_only_what_changed_the_view_shows_the_same(monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 1000.0)
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
     many = [record(number, accuracy=0.5 + number % 7 / 20, macs=1e6 * (number * 5 % 11) + 1e6) for number in range(20)]
     many[3], many[11] = SOME[2], record(11, accuracy=0.99, feasible=False)
     whole, bits = (Console(record=True, width=80, force_terminal=True, file=io.StringIO()) for _ in range(2))
