@@ -42,7 +42,6 @@ STAGES_OF_DRIVERS = {
     "Tune's snapshot": {"place": "search.searcher:StudySearcher.save"},
     "carrying lines to MLflow": {"place": "search.tracking.runs:Runs.log", "how": "after", "call": 3},
     "drawing": {"place": "search.sweep:write_report"},
-    "ending": {"place": "search.driver:read_events"},
 }
 
 
