@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from filelock import FileLock, Timeout
 
-from search.config import Experiment, load_experiment
+from search.config import EXPERIMENT, Experiment, load_experiment
 from search.errors import SweepError
 from search.mirror import pulled
 from search.passwords import HIDDEN, PASSWORD, without_password
@@ -272,7 +272,7 @@ def sync(folder: Path, uri: str | None = None) -> int:
 
 def _complete(folder: Path) -> None:
     """Add to an outbox what the sweep's journal knows of trials that have ended, where lines are missing."""
-    if not (folder / JOURNAL).exists():
+    if not all((folder / name).exists() for name in (JOURNAL, EXPERIMENT)):
         return
     if missing := _untold(folder, load_records(folder, load_experiment(folder))):
         outbox = Outbox(folder / OUTBOX)
