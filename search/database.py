@@ -242,12 +242,12 @@ class Database(BaseStorage):
         return [FrozenStudy(self._name, None, *told, self._study, directions=self._directions)]
 
     def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
-        """Do nothing: it is for one study."""
-        raise NotImplementedError
+        """Add another study beside this one, and return its id."""
+        return self._tables.create_new_study(directions, study_name)
 
     def delete_study(self, study_id: int) -> None:
-        """Do nothing: a study is removed where there is no driver."""
-        raise NotImplementedError
+        """Remove a study with all its trials; if it is this one, nothing else can be done here any more."""
+        self._tables.delete_study(study_id)
 
 
 # ── the tables ───────────────────────────────────────────────────────────────────────────────────────────────────────

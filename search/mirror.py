@@ -228,7 +228,6 @@ class _Keeper:
     def __init__(self, copy: Copy, say: Callable[[str], None]) -> None:
         self._copy, self._say, self._id, self._beat = copy, say, uuid.uuid4().hex, 0
         self._ended = threading.Event()
-        self._lost: str | None = None
         self._thread = threading.Thread(target=self._work, name="copy", daemon=True)
 
     def start(self) -> None:
@@ -252,9 +251,8 @@ class _Keeper:
         """Write what is left, and give the lease back."""
         self._ended.set()
         self._thread.join()
-        if self._lost is not None:
-            raise SweepError(f"sweep {self._copy.address}: {self._lost} has taken it over")
         try:
+            self._check_lease()
             self._copy.push()
             self._copy.give_back()
         except PlaceError as error:
@@ -264,9 +262,9 @@ class _Keeper:
         rest = 0.0
         while not self._ended.wait(PUSH_S):
             with suppress(PlaceError, OSError):  # the next time
-                found = self._copy.lease()
-                if found is not None and found["driver"] != self._id:
-                    self._lost = str(found["host"])
+                try:
+                    self._check_lease()
+                except SweepError:  # which the end tells
                     while signal.getsignal(signal.SIGINT) is signal.SIG_IGN and not self._ended.wait(PUSH_S):
                         pass  # as below `nohup`; Tune listens, once it runs
                     os.kill(os.getpid(), signal.SIGINT)
@@ -276,6 +274,11 @@ class _Keeper:
                     start = time.monotonic()
                     self._copy.push()
                     rest = time.monotonic() + REST * (time.monotonic() - start)
+
+    def _check_lease(self) -> None:
+        found = self._copy.lease()
+        if found is not None and found["driver"] != self._id:
+            raise SweepError(f"sweep {self._copy.address}: {found['host']} has taken it over")
 
     def _write(self) -> None:
         self._beat += 1
@@ -300,7 +303,9 @@ def _in_order(names: list[str]) -> list[list[str]]:
 
 
 def _travels(name: str) -> bool:
-    return not any(fnmatch(part, pattern) for part in name.split("/") for pattern in STAYS)
+    """Return whether a file is part of the folder everywhere; names at an address may lead out of it."""
+    parts = name.split("/")
+    return {"", ".", ".."}.isdisjoint(parts) and not any(fnmatch(part, stays) for part in parts for stays in STAYS)
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -159,7 +159,7 @@ def reaching(address: str) -> Iterator[tuple[Any, str]]:
         PlaceError: in one line, why the address cannot be read or written.
     """
     try:
-        yield fsspec.core.url_to_fs(address, use_listings_cache=False, skip_instance_cache=False)
+        yield fsspec.core.url_to_fs(address, use_listings_cache=False)
     except PlaceError:
         raise
     except ImportError as error:

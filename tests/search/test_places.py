@@ -159,6 +159,16 @@ def test_locks_drafts_and_the_runs_files_stay_on_the_machine(there, machine):
     assert there.find("/bucket/sweep") == ["/bucket/sweep/study.journal"]
 
 
+def test_a_name_at_an_address_leads_nowhere_else(there, machine):
+    folder = machine("one")
+    for name in ("../other", "a/../../other", "./here", "a//b"):
+        there.store[f"/bucket/sweep/{name}"] = there.open("/bucket/x", "wb")
+        there.store[f"/bucket/sweep/{name}"].write(b"of a stranger")
+    there.pipe("/bucket/sweep/study.journal", b"1")
+    assert contents(pulled(folder)) == {"study.journal": b"1"}
+    assert [path.name for path in folder.parent.iterdir() if not path.name.startswith(".")] == ["sweep"]
+
+
 def test_what_has_changed_on_both_sides_is_fetched_and_the_other_stays_beside_it(there, machine):
     first = machine("one")
     first.mkdir(parents=True)
