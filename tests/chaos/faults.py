@@ -7,12 +7,12 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import tiny
+from processes import session, wait_for
 
 from search.config import Experiment
 from search.results import State
@@ -164,30 +164,9 @@ def end(driver):
     wait_for(lambda: not session(driver.pid))
 
 
-def session(leader):
-    """Return the processes of a session that still run: number and name."""
-    found = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            name, fields = stat.read_text().rpartition(")")[::2]
-        except OSError:  # gone meanwhile
-            continue
-        state, _, _, its_session = fields.split()[:4]
-        if int(its_session) == leader and state != "Z":
-            found[int(stat.parent.name)] = name.partition("(")[2]
-    return found
-
-
 def workers(leader):
     """Return the processes of a session that run a trial."""
     return [pid for pid, name in session(leader).items() if name.startswith("ray::Implici")]
-
-
-def wait_for(condition, seconds=120):
-    end_of_patience = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end_of_patience, "waited in vain"
-        time.sleep(0.05)
 
 
 # ── what is left ─────────────────────────────────────────────────────────────────────────────────────────────────────

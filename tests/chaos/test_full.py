@@ -6,6 +6,7 @@ import faults
 import pytest
 from disks import disks
 from faults import LONG
+from processes import wait_for
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 
@@ -115,7 +116,7 @@ def test_without_room_for_tunes_own_files_the_sweep_ends_and_resume_goes_on(new_
     place.wrapped = disk.enter
     driver = place.start("run", place.file, "--resume", "--plain")
     try:
-        faults.wait_for(lambda: "] trial " in place.out)
+        wait_for(lambda: "] trial " in place.out)
         disk.mount(place.sweep / "tune-1", 64)
         disk.fill(place.sweep / "tune-1")
         code = driver.wait(300)

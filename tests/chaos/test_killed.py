@@ -7,6 +7,7 @@ import time
 import faults
 import pytest
 from faults import LONG
+from processes import session, wait_for
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 
@@ -96,18 +97,18 @@ def test_the_driver_dies_at_random_more_than_twenty_times_in_a_row(new_place, ke
             late = time.monotonic() > began + moment if early else lines() >= before + more
             return late or driver.poll() is not None
 
-        faults.wait_for(come)
+        wait_for(come)
         if driver.poll() is None:
             os.kill(driver.pid, signal.SIGKILL)
             driver.wait()
             kills += 1
             if rng.random() < 0.5:  # else the next one comes while workers of this one are still there
-                faults.wait_for(lambda driver=driver: not faults.session(driver.pid))
+                wait_for(lambda driver=driver: not session(driver.pid))
         else:
             assert driver.returncode == 0, place.err
             break
     code = place.run()
-    faults.wait_for(lambda: not any(map(faults.session, sessions)))
+    wait_for(lambda: not any(map(session, sessions)))
     assert code == 0, place.err
     kept(place, "the sweep's process is killed", "at random moments of one sweep, one after the other", kills)
     assert kills >= 20

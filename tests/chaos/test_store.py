@@ -12,6 +12,7 @@ import faults
 import pytest
 import ray
 from disks import disks
+from processes import wait_for
 
 pytestmark = [pytest.mark.chaos, pytest.mark.cluster, pytest.mark.timeout(3600)]
 
@@ -54,7 +55,7 @@ def full_store(place, *options, enter=()):
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     address = f"{HOST}:{port}"
     with started([*start, *options], environment, **quiet):
-        faults.wait_for(lambda: not socket.socket().connect_ex((HOST, port)))
+        wait_for(lambda: not socket.socket().connect_ex((HOST, port)))
         filling = [sys.executable, "-c", FILLS, address]
         with started(filling, environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as filler:
             assert filler.stdout.readline() == b"full\n"

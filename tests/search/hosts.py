@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import tiny
 import torch
-from nodes import RAY, SEARCH, alive_nodes, head_at, start_node, wait_for, words
+from nodes import RAY, SEARCH, alive_nodes, head_at, start_node, words
 from optuna.trial import TrialState
+from processes import wait_for
 
 from pruning import build_model, save_weights
 

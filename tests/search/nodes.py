@@ -7,13 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import ray
+from processes import wait_for
+from ray._common.utils import get_default_ray_temp_dir
 
 HERE = Path(__file__).parent
 RAY = Path(sys.executable).with_name("ray")
@@ -73,13 +74,6 @@ def free_port():
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return probe.getsockname()[1]
-
-
-def wait_for(what, seconds=120, *, every=0.5):
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(every)
 
 
 def words(*parts):
@@ -156,8 +150,9 @@ class Network:
         """
         self._hosts += 1
         name, port, address = f"host{self._hosts}", f"port{self._hosts}", f"10.77.0.{self._hosts}"
-        Path("/tmp/ray").mkdir(exist_ok=True)
-        own = ["/tmp/ray", "/dev/shm", *([] if hidden is None else [str(hidden)])]
+        rays = Path(get_default_ray_temp_dir())
+        rays.mkdir(exist_ok=True)
+        own = [str(rays), "/dev/shm", *([] if hidden is None else [str(hidden)])]
         spaces = ("--net", "--uts", "--ipc", "--mount", "--pid", "--fork", "--mount-proc")
         first = _first_process(self._started, *spaces)
         host = Host(name, address, first, port, self._switch, self._started)

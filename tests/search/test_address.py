@@ -7,7 +7,8 @@ import sys
 
 import pytest
 from hosts import EPOCHS, LONG, PATIENT, Cluster, endings, outcome, run, signatures
-from nodes import environment_with_token, network, wait_for, words
+from nodes import environment_with_token, network, words
+from processes import wait_for
 
 from search import Sweep
 

@@ -15,11 +15,12 @@ from dataclasses import replace
 import optuna
 import pytest
 import tiny
+from processes import wait_for
 from proposals import BASELINE, Driver, Widths, experiment
 from rich.console import Console
 from servers import PASSWORD, MLflow, PostgreSQL
 from test_secrets import holding
-from test_sweep import start_driver, wait_for
+from test_sweep import start_driver
 
 from search import database as module
 from search.driver import extend_sweep, resume_sweep, run_or_resume, run_sweep

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ import pytest
 import tiny
 import yaml
 from filelock import FileLock
+from processes import session, wait_for
 
 from pruning import build_model, save_weights
 from search import driver, launching
@@ -334,27 +334,6 @@ def start_driver(folder, *arguments):
         )
 
 
-def wait_for(condition, seconds=90):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
-
-
-def alive(session):
-    """Return the processes of a session that still run."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            name, fields = stat.read_text().rpartition(")")[::2]
-        except OSError:  # gone meanwhile
-            continue
-        state, _, _, its_session = fields.split()[:4]
-        if int(its_session) == session and state != "Z":
-            found.append(name)
-    return found
-
-
 def ended_in(folder):
     return sum(record.state is not State.RUNNING for record in Sweep.load(folder).records)
 
@@ -376,7 +355,7 @@ def test_a_sweep_that_is_interrupted_and_then_killed_goes_on_to_what_it_would_ha
     assert driver.wait(60) == 130
     hint = f"sweep {folder}: interrupted; go on with: prunesearch resume '{folder}'"
     assert (tmp_path / "err.txt").read_text().splitlines()[-1] == hint
-    wait_for(lambda: not alive(driver.pid))
+    wait_for(lambda: not session(driver.pid))
 
     ended = ended_in(folder)
     assert 1 <= ended < 6
@@ -384,7 +363,7 @@ def test_a_sweep_that_is_interrupted_and_then_killed_goes_on_to_what_it_would_ha
     wait_for(told(ended + 1))
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
-    wait_for(lambda: not alive(driver.pid))
+    wait_for(lambda: not session(driver.pid))
     assert ended < ended_in(folder) < 6
 
     resumed = resume_sweep(folder, live=False)

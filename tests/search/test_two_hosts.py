@@ -7,7 +7,8 @@ from functools import cache
 
 import pytest
 from hosts import EPOCHS, LONG, PATIENT, Cluster, endings, outcome, run, signatures
-from nodes import environment_with_token, network, wait_for
+from nodes import environment_with_token, network
+from processes import wait_for
 
 from search import Sweep
 from search.results import State
@@ -62,7 +63,7 @@ def test_a_sweep_on_two_hosts_whose_link_is_cut_for_a_moment_is_that_on_one(clus
     worker, _ = cluster.join()
     cluster.wait_for(cluster.head, worker)
     with cluster.sweeping(tmp_path, 6):
-        wait_for(lambda: signatures(tmp_path, worker) > EPOCHS // 3, every=0.1)
+        wait_for(lambda: signatures(tmp_path, worker) > EPOCHS // 3)
         worker.cut()
         time.sleep(2)
         worker.heal()
@@ -76,7 +77,7 @@ def test_a_host_that_is_given_up_for_a_long_cut_and_comes_back_is_used_again(clu
     worker, joined = cluster.join()
     cluster.wait_for(cluster.head, worker)
     with cluster.sweeping(tmp_path, 8, rests_s=LONG):
-        wait_for(lambda: signatures(tmp_path, worker) > EPOCHS // 3, every=0.1)
+        wait_for(lambda: signatures(tmp_path, worker) > EPOCHS // 3)
         worker.cut()
         cluster.wait_for(cluster.head)
         worker.heal()
@@ -95,7 +96,7 @@ def test_trials_of_a_host_that_is_gone_for_good_go_on_and_one_that_joins_is_used
     worker, _ = cluster.join()
     cluster.wait_for(cluster.head, worker)
     with cluster.sweeping(tmp_path, 8, rests_s=LONG):
-        wait_for(lambda: signatures(tmp_path, worker) > EPOCHS // 3, every=0.1)
+        wait_for(lambda: signatures(tmp_path, worker) > EPOCHS // 3)
         if silently:
             worker.cut()  # nobody hears the connections end
         worker.destroy()
@@ -120,7 +121,7 @@ def test_a_host_whose_end_is_announced_costs_no_retry(cluster, undisturbed, tmp_
     worker, _ = cluster.join()
     cluster.wait_for(cluster.head, worker)
     with cluster.sweeping(tmp_path, 8, rests_s=LONG, resources={"retries": 0}):
-        wait_for(lambda: signatures(tmp_path, worker) > EPOCHS // 3, every=0.1)
+        wait_for(lambda: signatures(tmp_path, worker) > EPOCHS // 3)
         cluster.announce_end(worker, 2)
         time.sleep(2)
         worker.destroy()
@@ -135,7 +136,7 @@ def test_a_link_that_is_cut_again_and_again_costs_nothing_but_time(cluster, undi
     worker, _ = cluster.join()
     cluster.wait_for(cluster.head, worker)
     with cluster.sweeping(tmp_path, 8, rests_s=LONG):
-        wait_for(lambda: signatures(tmp_path, worker) > 0, every=0.1)
+        wait_for(lambda: signatures(tmp_path, worker) > 0)
         for _ in range(CUTS):
             time.sleep(rng.uniform(0.5, 3))
             worker.cut()
