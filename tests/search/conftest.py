@@ -3,12 +3,14 @@
 import sys
 from pathlib import Path
 
+import fsspec
 import pytest
 import ray
 import tiny
 import torch
 
 from search import cli
+from search.places import path_of
 
 HERE = Path(__file__).parent
 
@@ -65,3 +67,24 @@ def file(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture
+def there():
+    """What lies at addresses `memory://`, as a file system."""
+    system = fsspec.filesystem("memory")
+    yield system
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """Switch to a machine of a name: each has its own copies; this is `one`."""
+
+    def switch(name):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+        return path_of("memory://bucket/sweep")
+
+    switch("one")
+    return switch

@@ -7,7 +7,6 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
@@ -19,27 +18,6 @@ from search.mirror import Copy, kept, pulled, pushed
 from search.places import address_of, discard, fetch, is_address, is_there, path_of, shown, store
 
 NAMES = st.text("abcXYZ019-_+@ .", min_size=1, max_size=9).filter(lambda name: name.strip(".") == name)
-
-
-@pytest.fixture
-def there():
-    """What lies at addresses, as a file system."""
-    system = fsspec.filesystem("memory")
-    yield system
-    system.store.clear()
-    system.pseudo_dirs[:] = [""]
-
-
-@pytest.fixture
-def machine(tmp_path, monkeypatch):
-    """Switch to a machine of a name: each has its own copies."""
-
-    def switch(name):
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
-        return path_of("memory://bucket/sweep")
-
-    switch("one")
-    return switch
 
 
 # ── addresses ────────────────────────────────────────────────────────────────────────────────────────────────────────
