@@ -28,6 +28,7 @@ from search.guide import guide_of
 from search.inputs import Inputs, Say, silent
 from search.launching import check_resources, ray_session
 from search.mirror import kept, pulled
+from search.places import discard
 from search.prepare import prepare_ahead, space_of
 from search.progress import LiveView
 from search.results import State, TrialRecord
@@ -47,6 +48,8 @@ from search.unwritten import going_without, telling
 from search.watcher import Watcher
 
 TUNE, LOCK, SHARED = "tune", "sweep.lock", "shared.json"
+"""Tune's folders; what one driver holds while it runs; what it writes last, when its report is whole."""
+
 _FAULTS_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
@@ -91,7 +94,7 @@ def run_or_resume(experiment: Experiment, *, say: Say = silent, address: str = "
     longer = asked.model_copy(update={"search": asked.search.model_copy(update={"trials": trials})})
     if places := _differences(without_secrets(sweep.experiment), longer):
         raise SweepError(f"sweep {folder}: was run with another {', '.join(places)}; give this one another name")
-    if sweep.is_finished:
+    if sweep.is_finished and (folder / SHARED).exists():
         say(f"{folder} is finished: {sweep.ending}")
         return sweep
     return resume_sweep(folder, say=say, address=address, live=live, told=experiment)
@@ -130,8 +133,11 @@ def resume_sweep(
     with _alone(folder), kept(folder, say):
         sweep = Sweep.load(folder, study=study)
         ended = sum(record.state is not State.RUNNING for record in sweep.records)
-        if sweep.is_finished:
+        if sweep.is_finished and (folder / SHARED).exists():
             raise SweepError(f"sweep {folder}: finished, {sweep.ending}; add some with: {_more(folder)}")
+        if sweep.is_finished:
+            with _noted(say):
+                return _complete(sweep, say, told)
         say(f"resuming {folder}: {ended} of {sweep.experiment.search.trials} trials have ended")
         return _go_on(sweep, say, address, live=live, told=told)
 
@@ -280,6 +286,7 @@ def _launch(
         experiment.search.trials, baseline, experiment.objectives, time_left=lambda: searcher.time.left, live=live
     )
     watcher = Watcher(searcher, tracker, view, forget=partial(forget, folder))
+    discard(folder / SHARED)
     with tracker:
         tracker.start(baseline, inputs.groups.widths, inputs.facts)
         tracker.trials_ended(searcher.records())
@@ -287,18 +294,46 @@ def _launch(
             _fit(_tuner(inputs, shared, folder, searcher, watcher))
         seconds = running_seconds(searcher.study)
         sweep = Sweep(experiment, folder, baseline, inputs.groups.widths, searcher.records(), seconds)
-        for line, trials in Counter(part for record in sweep.records for part in _notes(record)).items():
-            say(f"note: {line} ({trials} of {len(sweep.records)} trials)")
-        tracker.trials_ended(sweep.records)
-        if sweep.records:
-            with going_without("the report is not whole, `prunesearch front` draws it"):
-                tracker.sweep_ended(sweep.summary, sweep.draw(say))
-    counts = Counts()
+        _report(sweep, tracker, say)
+    return _ended(sweep, tracker, say, exhausted=searcher.exhausted)
+
+
+def _complete(sweep: Sweep, say: Say, told: Experiment | None) -> Sweep:
+    """Make the report of a sweep whose trials have all ended, but whose driver died before it was whole."""
+    if told is None:
+        refuse_stranger(sweep.experiment.tracking.uri, f"sweep {sweep.folder}")
+    say(f"{sweep.folder}: {sweep.ending}; what its report lacks is made now")
+    experiment = without_secrets(sweep.experiment)
+    with Tracker(sweep.folder, experiment, uri=(told or experiment).tracking.uri) as tracker:
+        tracker.start(sweep.baseline, sweep.widths)
+        _report(sweep, tracker, say)
+    return _ended(sweep, tracker, say)
+
+
+def _report(sweep: Sweep, tracker: Tracker, say: Say) -> None:
+    """Draw what came out, and tell MLflow."""
+    for line, trials in Counter(part for record in sweep.records for part in _notes(record)).items():
+        say(f"note: {line} ({trials} of {len(sweep.records)} trials)")
+    tracker.trials_ended(sweep.records)
+    if sweep.records:
+        with going_without("the report is not whole, `prunesearch front` draws it"):
+            tracker.sweep_ended(sweep.summary, sweep.draw(say))
+
+
+def _ended(sweep: Sweep, tracker: Tracker, say: Say, *, exhausted: bool = False) -> Sweep:
+    """Write down that a driver has come to its end, and say what it leaves.
+
+    Raises:
+        SweepInterruptedError: trials are missing.
+        SweepError: none succeeded.
+    """
+    folder, counts = sweep.folder, Counts()
     with going_without(f"{SHARED} is not whole"):
         counts = Counts(all_events(folder))
         (folder / SHARED).write_text(counts.to_json() + "\n", encoding="utf-8")
-    if searcher.exhausted and len(sweep.records) < experiment.search.trials:
-        say(f"note: the space has hardly another policy: {len(sweep.records)} of {experiment.search.trials} trials")
+    trials = sweep.experiment.search.trials
+    if exhausted and len(sweep.records) < trials:
+        say(f"note: the space has hardly another policy: {len(sweep.records)} of {trials} trials")
     elif not sweep.is_finished:
         raise SweepInterruptedError(f"sweep {folder}: interrupted; {_again(folder)}")
     shutil.rmtree(folder / SNAPSHOTS, ignore_errors=True)  # a driver that died may have left some

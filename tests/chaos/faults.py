@@ -218,7 +218,9 @@ def of_runs(sweep, records, uri=None):
     by_trial = {}
     for run in runs:
         by_trial.setdefault(run.data.tags.get("prunesearch.trial"), []).append(run)
-    lost, doubled = [], [f"trial {name} has {len(of)} runs" for name, of in by_trial.items() if len(of) > 1]
+    lost, doubled = list[str](), [f"trial {name} has {len(of)} runs" for name, of in by_trial.items() if len(of) > 1]
+    parents = [run.info.status for run in by_trial.get(None, [])]
+    lost += [] if parents == ["FINISHED"] else [f"the sweep's own run is {parents}"]
     for number, record in records.items():
         run = by_trial.get(str(number), [None])[0]
         if run is None or run.info.status != "FINISHED" or run.data.tags["state"] != State.FINISHED:

@@ -77,6 +77,7 @@ def test_the_driver_dies_once_at_every_stage(new_place, kept):
         code = place.run()
         assert code in (0, -signal.SIGKILL), place.err
     assert place.run() == 0, place.err
+    assert not place.waiting
     kept(place, "the sweep's process is killed", "once at each of its stages", place.met)
 
 

@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 import typer
+from mlflow import MlflowClient
 from PIL import Image
 
 from pruning import CRITERIA, Policy, build_model, evaluate, load_policy
@@ -18,6 +19,7 @@ from search.prepare import prepare, space_of
 from search.searcher import StudySearcher
 from search.study import create_study
 from search.sweep import Sweep
+from search.tracking import default_uri
 from search.trial import run_trial
 from search.units import percent
 
@@ -42,6 +44,7 @@ def make_sweep(folder, trials=3, error=None):
         policy = Policy.from_json(searcher.suggest(name)["policy"])
         outcome = {"error": error} if error else run_trial(policy, inputs, lambda *_: None).metrics.to_dict()
         searcher.on_trial_complete(name, outcome)
+    (experiment.folder / "shared.json").write_text("{}")
     return experiment.folder
 
 
@@ -126,6 +129,25 @@ def test_sweeps_that_cannot_be_run_or_resumed_are_one_line(refused, sweep, file,
         assert "expected a sweep's folder" in refused(command, file())
     assert "expected mlflow-outbox.jsonl" in refused("sync", sweep)
     assert "found no runs in it" in refused("ui", tmp_path)
+
+
+@pytest.mark.parametrize("again", [("resume",), ("run", "--resume")])
+def test_a_report_that_a_driver_died_at_is_made_by_the_next(call, refused, tmp_path, again):
+    folder = make_sweep(tmp_path)
+    experiment = folder / "experiment.yaml"
+    experiment.write_text(experiment.read_text().replace("enabled: false", "enabled: true"))
+    (folder / "shared.json").unlink()
+    whole = tmp_path / "asked.yaml"
+    whole.write_text(experiment.read_text())
+    command, *options = again
+    code, out, _ = call(command, folder if command == "resume" else whole, *options, "--plain")
+    assert (code, out.splitlines()[0]) == (0, f"{folder}: all 3 trials have ended; what its report lacks is made now")
+    assert (folder / "report.html").exists()
+    client = MlflowClient(default_uri(tmp_path))
+    (known,) = (found for found in client.search_experiments() if found.name != "Default")
+    runs = client.search_runs([known.experiment_id])
+    assert [run.info.status for run in runs] == ["FINISHED"] * 4
+    assert "finished, all 3 trials have ended" in refused("resume", folder)
 
 
 def test_a_sweep_without_a_success_is_one_line_and_its_report_says_why(refused, call, tmp_path):
