@@ -223,12 +223,13 @@ def kept(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 
 class _Keeper:
-    """Holds the lease of a copy, and pushes it every few seconds, in a thread."""
+    """Holds the lease of a copy in one thread, however long a push takes, which another one does every few seconds."""
 
     def __init__(self, copy: Copy, say: Callable[[str], None]) -> None:
         self._copy, self._say, self._id, self._beat = copy, say, uuid.uuid4().hex, 0
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="copy", daemon=True)
+        self._ended, self._written = threading.Event(), threading.Event()
+        self._pusher = threading.Thread(target=self._push, name="copy", daemon=True)
+        self._holder = threading.Thread(target=self._hold, name="lease", daemon=True)
 
     def start(self) -> None:
         """Take the lease; wait whether its last holder gives a sign of life."""
@@ -245,35 +246,52 @@ class _Keeper:
                     raise SweepError(f"sweep {self._copy.address}: is running on {now['host']}, process {now['pid']}")
             self._copy.pull()  # it may have ended meanwhile
         self._write()
-        self._thread.start()
+        self._holder.start()
+        self._pusher.start()
 
     def end(self) -> None:
         """Write what is left, and give the lease back."""
         self._ended.set()
-        self._thread.join()
+        self._pusher.join()
         try:
             self._check_lease()
             self._copy.push()
+            self._let_go()
             self._copy.give_back()
         except PlaceError as error:
             raise PlaceError(f"{error}; what was not written there lies here and goes with the next resume") from None
+        finally:
+            self._let_go()
 
-    def _work(self) -> None:
-        rest = 0.0
-        while not self._ended.wait(PUSH_S):
+    def _let_go(self) -> None:
+        self._written.set()
+        self._holder.join()
+
+    def _hold(self) -> None:
+        while not self._written.wait(PUSH_S):
             with suppress(PlaceError, OSError):  # the next time
                 try:
                     self._check_lease()
                 except SweepError:  # which the end tells
                     while signal.getsignal(signal.SIGINT) is signal.SIG_IGN and not self._ended.wait(PUSH_S):
                         pass  # as below `nohup`; Tune listens, once it runs
-                    os.kill(os.getpid(), signal.SIGINT)
+                    if not self._ended.is_set():
+                        os.kill(os.getpid(), signal.SIGINT)
                     return
                 self._write()
-                if time.monotonic() > rest:
-                    start = time.monotonic()
-                    self._copy.push()
-                    rest = time.monotonic() + REST * (time.monotonic() - start)
+
+    def _push(self) -> None:
+        rest = PUSH_S
+        while not self._ended.wait(rest):
+            start = time.monotonic()
+            try:
+                self._check_lease()
+                self._copy.push()
+            except SweepError:
+                return
+            except (PlaceError, OSError):
+                pass  # the next time
+            rest = max(PUSH_S, REST * (time.monotonic() - start))
 
     def _check_lease(self) -> None:
         found = self._copy.lease()

@@ -218,6 +218,25 @@ def test_a_second_driver_is_refused_on_this_machine_and_on_others(there, machine
     assert "waiting 1 s for a sign of life" in said[0]
 
 
+def test_a_driver_gives_signs_of_life_however_long_its_writing_takes(there, machine, quick, monkeypatch):
+    folder, push, beats = machine("one"), Copy.push, []
+
+    def push_slowly(copy):
+        before = copy.lease()["beat"]
+        time.sleep(1)
+        beats.append(copy.lease()["beat"] - before)
+        push(copy)
+
+    monkeypatch.setattr(Copy, "push", push_slowly)
+    with kept(folder, print):
+        folder.mkdir()
+        (folder / "journal").write_text("whole")
+        time.sleep(0.3)
+    assert len(beats) == 2  # one while it runs, one at its end
+    assert min(beats) >= 5
+    assert there.cat("/bucket/sweep/journal") == b"whole"
+
+
 def test_a_driver_that_gives_no_sign_of_life_is_taken_over(there, machine, quick):
     first = machine("one")
     first.mkdir(parents=True)
