@@ -10,6 +10,7 @@ PASSWORD = "MLFLOW_TRACKING_PASSWORD"
 HIDDEN = "***"
 _PASSWORDS = (
     r"(https?://[^/@:\s]*:)[^/?#\s]*(?=@)",
+    r"(https?://)[^/?#:@\s]+(?=@)",  # a token
     r"((?<!http)(?<!https)://[^/@:\s]*:)[^@\s]*(?=@)",  # of a database; it may have a slash in it
     r"((?i:[?&](?:password|passwd|pwd|secret|token|sslpassword)=))[^&\s]*",
 )

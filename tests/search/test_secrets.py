@@ -102,6 +102,7 @@ def test_another_password_is_no_other_store(tmp_path):
     [
         ("http://me:p@ss@host:5000/x", "http://me:***@host:5000/x"),
         ("https://:word@host", "https://:***@host"),
+        ("https://token@host/x and http://***@host", "https://***@host/x and http://***@host"),
         ("postgresql+psycopg2://me:pa/ss?w@host/db", "postgresql+psycopg2://me:***@host/db"),
         ("mysql://host/db?user=me&password=word&ssl=1", "mysql://host/db?user=me&password=***&ssl=1"),
         ("http://127.0.0.1:5000/#/runs/a@b", "http://127.0.0.1:5000/#/runs/a@b"),
