@@ -21,6 +21,10 @@ ENVIRONMENT = {
 }
 
 
+CONNECT_S = 10
+"""Seconds in which a database has to answer."""
+
+
 def set_environment() -> None:
     """Set what is not set yet; to be called before MLflow is first imported."""
     for name, value in ENVIRONMENT.items():
@@ -50,12 +54,30 @@ def with_password(uri: str) -> str:
     return uri.replace(HIDDEN, quote(known, safe="")) if known else uri
 
 
+def check_store(uri: str) -> None:
+    """Raise, with SQLAlchemy's error, where a store's database does not answer now; MLflow tries for two minutes."""
+    if uri.startswith(("postgresql", "mysql")):
+        from sqlalchemy import create_engine
+
+        engine = create_engine(uri, connect_args={"connect_timeout": CONNECT_S})
+        try:
+            engine.connect().close()
+        finally:
+            engine.dispose()
+
+
+def complaint(uri: str, error: BaseException) -> str:
+    """Return in one line why a store cannot be used, and what may help."""
+    advice = f"; its password is not kept, set {PASSWORD}" if HIDDEN in uri else ""
+    return f"MLflow at {without_password(uri)}: {reason_of(error)}{advice}"
+
+
 def reason_of(error: BaseException) -> str:
     """Return in one line why MLflow failed; of a failed connection the innermost reason: `Connection refused`.
 
     Files that some library looked for on the way are no reason.
     """
-    reason, inner = str(error), error.__cause__ or error.__context__
+    reason, inner = str(getattr(error, "orig", error)), error.__cause__ or error.__context__
     while inner is not None:
         if isinstance(inner, OSError) and inner.strerror and not isinstance(inner, FileNotFoundError):
             reason = inner.strerror

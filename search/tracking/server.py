@@ -16,7 +16,7 @@ from search.errors import SweepError
 from search.mirror import pulled
 from search.passwords import without_password
 from search.tracking.outbox import OUTBOX, first_start
-from search.tracking.place import ENVIRONMENT, default_uri, store_uri
+from search.tracking.place import ENVIRONMENT, check_store, complaint, default_uri, store_uri
 
 HOST = "127.0.0.1"
 
@@ -45,7 +45,12 @@ def serve(folder: Path, port: int, say: Callable[[str], None]) -> None:
     with socket.socket() as probe:
         if probe.connect_ex((HOST, port)) == 0:
             raise SweepError(f"port {port}: taken; choose another with --port")
-    say(f"MLflow: http://{HOST}:{port}{_page(uri)}  (Ctrl-C ends it)")
+    try:
+        check_store(uri)
+        page = _page(uri)
+    except Exception as error:  # MLflow's, or of the database
+        raise SweepError(complaint(uri, error)) from None
+    say(f"MLflow: http://{HOST}:{port}{page}  (Ctrl-C ends it)")
     environment = {**ENVIRONMENT, **os.environ, "MLFLOW_BACKEND_STORE_URI": uri}  # everybody sees a command
     process = subprocess.Popen(ui_command(None, port), env=environment, start_new_session=True)
     signal.signal(signal.SIGTERM, _as_interrupt)

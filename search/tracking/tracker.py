@@ -19,13 +19,13 @@ from filelock import FileLock, Timeout
 from search.config import EXPERIMENT, Experiment, load_experiment
 from search.errors import SweepError
 from search.mirror import pulled
-from search.passwords import HIDDEN, PASSWORD, without_password
+from search.passwords import without_password
 from search.results import Metrics, State, TrialRecord
 from search.servers import refuse_stranger
 from search.study import JOURNAL, load_records
 from search.tracking.ledger import record_to_json
 from search.tracking.outbox import OUTBOX, Line, Outbox, first_start, read_lines
-from search.tracking.place import reason_of, set_environment, store_uri
+from search.tracking.place import check_store, complaint, reason_of, set_environment, store_uri
 from search.tracking.position import waiting
 
 if TYPE_CHECKING:
@@ -228,6 +228,7 @@ def _number(line: Line) -> Any:
 
 def _delivery(folder: Path, uri: str) -> Delivery:
     """Import MLflow, a second that the sweep does not wait for, and prepare to write to it."""
+    check_store(uri)
     set_environment()
     from search.tracking.delivery import Delivery
 
@@ -263,10 +264,7 @@ def sync(folder: Path, uri: str | None = None) -> int:
     except SweepError:
         raise
     except Exception as error:
-        left = waiting(folder, target)
-        advice = f"; its password is not kept, set {PASSWORD}" if HIDDEN in target else ""
-        reason = f"{reason_of(error)}{advice}; {left} entries wait"
-        raise SweepError(f"MLflow at {without_password(target)}: {reason}") from None
+        raise SweepError(f"{complaint(target, error)}; {waiting(folder, target)} entries wait") from None
     return waiting(folder, target)
 
 

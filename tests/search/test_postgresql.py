@@ -7,6 +7,7 @@ import pickle
 import shutil
 import signal
 import threading
+import time
 import traceback
 import uuid
 from collections import Counter
@@ -18,7 +19,7 @@ import tiny
 from processes import wait_for
 from proposals import BASELINE, Driver, Widths, experiment
 from rich.console import Console
-from servers import PASSWORD, MLflow, PostgreSQL
+from servers import PASSWORD, MLflow, PostgreSQL, free_port
 from test_secrets import holding
 from test_sweep import start_driver
 
@@ -30,7 +31,7 @@ from search.results import State
 from search.searcher import StudySearcher
 from search.study import create_study, load_records, open_study, records
 from search.sweep import Sweep
-from search.tracking import Tracker, sync
+from search.tracking import Tracker, serve, sync
 from search.tracking.outbox import OUTBOX, first_start
 from search.tracking.place import set_environment
 from search.watcher import Watcher
@@ -191,6 +192,20 @@ def test_sweeps_that_are_delivered_at_once_are_there_once(tmp_path, database, mo
     assert Counter((sweep, trial) for _, sweep, trial in tags) == Counter(kept)
     assert len(kept) == 4 * TOGETHER
     assert found == expected
+
+
+def test_a_store_that_refuses_is_told_in_one_line_at_once(tmp_path, database, monkeypatch):
+    monkeypatch.delenv("PGPASSWORD")
+    asked = experiment(tmp_path, 3, tracking={"enabled": True, "uri": database.replace("me@", f"me:{PASSWORD}@")})
+    create_study(asked.folder, asked)
+    with Tracker(asked.folder, asked, uri="http://127.0.0.1:1", patience_s=0) as tracker:
+        tracker.start(BASELINE)
+    began, expected = time.monotonic(), "failed for user .me.; its password is not kept, set MLFLOW_TRACKING_PASSWORD"
+    with pytest.raises(SweepError, match=rf"^MLflow at postgresql.*:\*\*\*@.*{expected}; \d+ entries wait$"):
+        sync(asked.folder)
+    with pytest.raises(SweepError, match=rf"^MLflow at postgresql.*:\*\*\*@.*{expected}$"):
+        serve(asked.folder, free_port(), print)
+    assert time.monotonic() < began + 30
 
 
 # ── the same study ───────────────────────────────────────────────────────────────────────────────────────────────────
