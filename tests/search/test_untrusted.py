@@ -132,7 +132,7 @@ def test_a_password_does_not_go_where_somebodys_sweep_says(tmp_path, monkeypatch
     folder.mkdir()
     experiment = tiny.experiment(tmp_path, name="sweep", tracking={"uri": uri})
     (folder / "experiment.yaml").write_text(experiment.to_yaml())
-    with Tracker(folder, experiment, patience_s=0) as tracker:
+    with Tracker(folder, experiment, uri="http://127.0.0.1:1", patience_s=0) as tracker:  # may take longer to stop
         tracker.start({"accuracy": 0.5, "macs": 10, "params": 10})
     for name, value in (("USERNAME", "me"), ("PASSWORD", "correct-horse")):
         monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
