@@ -339,33 +339,21 @@ def ended_in(folder):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
-def test_a_sweep_that_is_interrupted_and_then_killed_goes_on_to_what_it_would_have_been(tmp_path):
+def test_a_sweep_that_is_interrupted_goes_on_to_what_it_would_have_been(tmp_path):
     experiment = tiny.experiment(
         tmp_path / "a b", recipe={"epochs": 20, "batch_size": 50}, search={"trials": 6, "seed": 2}
     )
     (tmp_path / "tiny.yaml").write_text(experiment.to_yaml())
     folder, out = experiment.folder, tmp_path / "out.txt"
-
-    def told(count):
-        return lambda: out.read_text().count("] trial ") >= count
-
     driver = start_driver(tmp_path, "run", tmp_path / "tiny.yaml")
-    wait_for(told(1))
+    wait_for(lambda: "] trial " in out.read_text())
     os.killpg(driver.pid, signal.SIGINT)  # as a terminal does
     assert driver.wait(60) == 130
     hint = f"sweep {folder}: interrupted; go on with: prunesearch resume '{folder}'"
     assert (tmp_path / "err.txt").read_text().splitlines()[-1] == hint
     wait_for(lambda: not session(driver.pid))
 
-    ended = ended_in(folder)
-    assert 1 <= ended < 6
-    driver = start_driver(tmp_path, "resume", folder)
-    wait_for(told(ended + 1))
-    os.killpg(driver.pid, signal.SIGKILL)
-    driver.wait()
-    wait_for(lambda: not session(driver.pid))
-    assert ended < ended_in(folder) < 6
-
+    assert 1 <= ended_in(folder) < 6
     resumed = resume_sweep(folder, live=False)
     assert [(record.number, record.state) for record in resumed.records] == [(n, State.FINISHED) for n in range(6)]
     for record in resumed.records:
