@@ -60,10 +60,12 @@ class Result:
             ValueError, KeyError, TypeError, AttributeError: not a result.
         """
         history = tuple(Metrics.of(metrics) for metrics in tree["history"])
-        numbers = {name: float(value) for name, value in tree["baseline"].items()} | {"test": float(tree["test"] or 0)}
-        if not history or not all(numbers.get(name, 0) > 0 for name in ("macs", "params")):
+        baseline, test = tree["baseline"], tree["test"]
+        numbers = [*baseline.values(), 0 if test is None else test]
+        right = all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in numbers)
+        if not history or not right or not all(baseline.get(name, 0) > 0 for name in ("macs", "params")):
             raise ValueError(f"expected measurements, got {tree}")
-        return cls(str(tree["key"]), tree["baseline"], history, tree["test"])
+        return cls(str(tree["key"]), baseline, history, test)
 
 
 def compare(cells: Sequence[Cell], say: Say = silent, address: str = "local") -> Path:

@@ -108,8 +108,8 @@ def _seeded(value: Any, seed: int) -> Any:
 
 def _written(value: Any) -> str:
     if isinstance(value, dict):
-        name = value.get("name")
-        options = ", ".join(f"{key}={item}" for key, item in value.get("options", {}).items())
+        name, given = value.get("name"), value.get("options")
+        options = ", ".join(f"{key}={item}" for key, item in given.items()) if isinstance(given, dict) else ""
         return (f"{name} ({options})" if options else str(name)) if name else json.dumps(value)
     if isinstance(value, list):
         return ", ".join(map(_written, value))

@@ -1,5 +1,6 @@
 """Settings side by side: which cells a file means, what runs, and what the table says."""
 
+import json
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -102,6 +103,7 @@ def test_the_key_ignores_where_it_runs_and_nothing_else(file):
         ({"row": {}}, r"^compare.row: unknown key; did you mean 'rows'\?"),
         ({"grid": {"recipe.epoch": [1]}}, r"^recipe.epoch: unknown key; did you mean 'epochs'\?"),
         ({"rows": {"a": {"recipe.epochs.x": 1}}}, r"^compare: recipe.epochs.x: 'epochs' has no keys below it"),
+        ({"grid": {"search.allocation": [{"name": "uniform", "options": None}]}}, r"^search.allocation.0.options: "),
     ],
 )
 def test_a_mistake_names_its_place(file, comparison, reason):
@@ -180,6 +182,14 @@ def test_a_torn_line_is_left_out(tmp_path):
     with (tmp_path / "cells.jsonl").open("a") as file:
         file.write(replace(whole, key="b").to_json() + "\n")
     assert set(read_results(tmp_path)) == {"a", "b"}
+
+
+@pytest.mark.parametrize("wrong", [{"baseline": {"macs": "9", "params": 1}}, {"test": "0.5"}, {"test": True}])
+def test_a_line_with_what_is_no_number_is_left_out(tmp_path, wrong):
+    whole = Result("a", {"macs": 1.0, "params": 1.0}, (Metrics(0, 0.5, 1.0, 2, 3),))
+    lines = [whole.to_json(), json.dumps(json.loads(whole.to_json()) | {"key": "b"} | wrong)]
+    (tmp_path / "cells.jsonl").write_text("\n".join(lines) + "\n")
+    assert read_results(tmp_path) == {"a": whole}
 
 
 # ── the table ────────────────────────────────────────────────────────────────────────────────────────────────────────
