@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import tiny
-from processes import session, wait_for
+from processes import has_ended, session, wait_for
 
 from search.config import Experiment
 from search.results import State
@@ -161,7 +161,7 @@ def end(driver):
     with contextlib.suppress(ProcessLookupError):
         os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
-    wait_for(lambda: not session(driver.pid))
+    wait_for(lambda: has_ended(driver.pid))
 
 
 def workers(leader):

@@ -7,7 +7,7 @@ import time
 import faults
 import pytest
 from faults import LONG
-from processes import session, wait_for
+from processes import has_ended, wait_for
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 
@@ -104,12 +104,12 @@ def test_the_driver_dies_at_random_more_than_twenty_times_in_a_row(new_place, ke
             driver.wait()
             kills += 1
             if rng.random() < 0.5:  # else the next one comes while workers of this one are still there
-                wait_for(lambda driver=driver: not session(driver.pid))
+                wait_for(lambda driver=driver: has_ended(driver.pid))
         else:
             assert driver.returncode == 0, place.err
             break
     code = place.run()
-    wait_for(lambda: not any(map(session, sessions)))
+    wait_for(lambda: all(map(has_ended, sessions)))
     assert code == 0, place.err
     kept(place, "the sweep's process is killed", "at random moments of one sweep, one after the other", kills)
     assert kills >= 20

@@ -1,6 +1,9 @@
 """Looks at the processes of this machine, and waits for them."""
 
+import os
+import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -9,6 +12,20 @@ def wait_for(what, seconds=120, *, every=0.1):
     while not what():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(every)
+
+
+AGENTS = ("ray::Dashboard", "ray::RuntimeEnv")
+"""Processes of Ray that take a minute to see that they are alone."""
+
+
+def has_ended(leader):
+    """Whether all processes of a session have ended; Ray's agents are ended if nothing else is left."""
+    left = session(leader)
+    alone = all(name.startswith(AGENTS) for name in left.values())
+    for process in left if alone else ():
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    return alone
 
 
 def session(leader):
