@@ -30,9 +30,10 @@ demo: $(READY)
 	bash experiments/demo.sh
 
 # A thread each: the tests' tensors are small, and the jobs share the cores. One file stays in one job with its Ray, whose
-# workers are as urgent as the jobs: else they wait for them.
+# workers are as urgent as the jobs: else they wait for them. Files are taken in order, those of few and long tests first.
+DEALT := --dist loadfile --no-loadscope-reorder
 test: $(READY)
-	@OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --benchmark-disable $(ARGS)
+	@OMP_NUM_THREADS=1 RAY_worker_niceness=0 $(BIN)/python -m pytest -n $(JOBS) $(DEALT) --benchmark-disable $(ARGS)
 
 browser: $(READY)
 	@$(PIP) --editable '.[browser]'
