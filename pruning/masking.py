@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any
@@ -9,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
 from pruning.errors import SurgeryError
 from pruning.groups import ChannelGroups
 from pruning.lineage import skeleton
+from pruning.lineage.trial import Reading, normalised_axis, reading
 from pruning.modes import in_mode
 
 Places = dict[tuple[str, int], list[int]]
@@ -26,19 +29,27 @@ def masked_outputs(
 ) -> list[Tensor]:
     """Return the outputs of the uncut network in which no layer reads a removed channel.
 
-    Masking at the readers is exact whatever lies between maker and reader. Layer norm over channels is the one other
-    reader: it normalises over the kept channels only.
+    Masking at the readers is exact whatever lies between maker and reader. Two kinds of layers read channels otherwise:
+    one that normalises over channels does so over the kept ones only, and a convolution that standardises its filters
+    does so over what is left of them.
 
     Raises:
         SurgeryError: the network does not run on such an input.
     """
     readers, norms = _read_positions(model, groups, kept)
+    anew = {name.rpartition(".")[0]: place for place in list(readers) if _reads_anew(model, name := place[0])}
     weights = dict(model.named_parameters()) | dict(model.named_buffers())
     masked: dict[str, Tensor] = {}
     for (name, axis), positions in readers.items():
+        if (name, axis) in anew.values():
+            continue
         weight = masked.get(name, weights[name].detach())
         masked[name] = weight.index_fill(axis, torch.tensor(positions, dtype=torch.long, device=weight.device), 0)
-    handles = [_normalise_kept_only(model.get_submodule(layer), positions) for layer, positions in norms.items()]
+    places = norms | {place: readers[place] for place in anew.values()}
+    handles = [
+        _with_kept_only(model.get_submodule(name.rpartition(".")[0]), axis, positions)
+        for (name, axis), positions in places.items()
+    ]
     try:
         with in_mode(model, training=False), torch.no_grad():
             return _tensors(functional_call(model, masked, (_random_like(example_input, model),)))
@@ -51,36 +62,61 @@ def masked_outputs(
 
 def _read_positions(
     model: nn.Module, groups: ChannelGroups, kept: Mapping[str, Sequence[int]]
-) -> tuple[Places, dict[str, list[int]]]:
+) -> tuple[Places, Places]:
+    """Return where removed channels are read, and where they are normalised together with others."""
     readers: Places = {}
-    norms: dict[str, list[int]] = {}
+    norms: Places = {}
     for name, indices in kept.items():
         gone = set(range(groups[name].width)).difference(indices)
-        for part in groups[name].readers:
-            lost = [position for channel in gone for position in part.positions[channel]]
-            readers.setdefault((part.tensor, part.axis), []).extend(lost)
-        for part in groups[name].carried:
-            if part.tensor.endswith(".weight") and isinstance(model.get_submodule(part.layer), nn.LayerNorm):
-                lost = [position for channel in gone for position in part.positions[channel]]
-                norms.setdefault(part.layer, []).extend(lost)
+        for part in (*groups[name].readers, *groups[name].carried):
+            reads, lost = part in groups[name].readers, [place for channel in gone for place in part.positions[channel]]
+            if reads:
+                readers.setdefault((part.tensor, part.axis), []).extend(lost)
+            elif part.tensor.endswith(".weight") and _mixes(model.get_submodule(part.layer)):
+                norms.setdefault((part.tensor, part.axis), []).extend(lost)
     return readers, norms
 
 
-def _normalise_kept_only(norm: nn.Module, removed: list[int]) -> RemovableHandle:
-    assert isinstance(norm, nn.LayerNorm)
-    stay = torch.ones(norm.normalized_shape[0], dtype=torch.bool)
+def _mixes(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.LayerNorm) or (isinstance(layer, nn.GroupNorm) and layer.num_groups == 1)
+
+
+def _reads_anew(model: nn.Module, weight: str) -> bool:
+    layer = model.get_submodule(weight.rpartition(".")[0])
+    return isinstance(layer, (_ConvNd, nn.Linear)) and reading(layer) is Reading.ANEW
+
+
+def _with_kept_only(layer: nn.Module, axis: int, removed: list[int]) -> RemovableHandle:
+    """Have a layer see the kept channels alone; of a norm the others come out as zeros.
+
+    Args:
+        layer: a norm, or a convolution that standardises its filters.
+        axis: of its parameters.
+        removed: positions on it.
+    """
+    weight: Any = layer.weight
+    stay = torch.ones(weight.shape[axis], dtype=torch.bool)
     stay[removed] = False
-    index = stay.nonzero().flatten().to(norm.weight.device)
-    axis = -1 if type(norm) is nn.LayerNorm else 1
+    index = stay.nonzero().flatten().to(weight.device)
+    alone: Any = copy.copy(layer)
+    alone._forward_hooks = OrderedDict()
+    alone._parameters = dict(layer._parameters)
+    for name in ("weight", "bias") if _mixes(layer) else ("weight",):
+        if alone._parameters[name] is not None:
+            alone._parameters[name] = nn.Parameter(alone._parameters[name].detach().index_select(axis, index))
+    where = 1
+    if isinstance(layer, nn.LayerNorm):
+        alone.normalized_shape = tuple(alone.weight.shape)
+        if weight.dim() > 1 or normalised_axis(layer) == -1:
+            where = axis - weight.dim()
+    elif isinstance(layer, nn.GroupNorm):
+        alone.num_channels = len(index)
 
-    def over_kept(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        part = args[0].movedim(axis, -1).index_select(-1, index)
-        bias = None if norm.bias is None else norm.bias[index]
-        part = F.layer_norm(part, (len(index),), norm.weight[index], bias, norm.eps)
-        whole = torch.zeros_like(output.movedim(axis, -1)).index_copy(-1, index, part)
-        return whole.movedim(-1, axis)
+    def of_kept(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Any:
+        kept = alone(args[0].index_select(where, index))
+        return torch.zeros_like(output).index_copy(where, index, kept) if _mixes(layer) else kept
 
-    return norm.register_forward_hook(over_kept)
+    return layer.register_forward_hook(of_kept)
 
 
 def check_equal(model: nn.Module, example_input: Tensor, expected: list[Tensor]) -> None:

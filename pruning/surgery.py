@@ -16,6 +16,7 @@ from pruning.errors import SurgeryError
 from pruning.greedy import FittingRanking
 from pruning.groups import ChannelGroups, find_groups, tensor_of
 from pruning.layers import ChannelPad
+from pruning.lineage.attributes import attribute_of, lower
 from pruning.masking import Places, check_equal, masked_outputs
 from pruning.policy import Policy
 from pruning.ranking import Ranking
@@ -138,8 +139,8 @@ def _check_sizes(model: nn.Module, groups: ChannelGroups, kept: Mapping[str, Seq
     """Refuse a network that `groups` does not speak of, such as one that was cut before."""
     for part in (part for name in kept for part in groups[name].slices):
         try:
-            whole = getattr(model.get_submodule(part.layer), part.tensor.rpartition(".")[2])
-        except AttributeError:
+            whole = attribute_of(model.get_submodule(part.layer), part.tensor.rpartition(".")[2])
+        except (AttributeError, IndexError):
             raise SurgeryError(f"'{part.tensor}': expected a parameter or a buffer, got none") from None
         size = whole if isinstance(whole, int) else whole.shape[part.axis]
         needed = 1 + max(max(positions) for positions in part.positions)
@@ -168,12 +169,12 @@ def _restored_on_error(model: nn.Module, places: Places) -> Iterator[None]:
 def _shrink(model: nn.Module, name: str, axis: int, positions: list[int]) -> None:
     layer, _, leaf = name.rpartition(".")
     owner = model.get_submodule(layer)
-    whole = getattr(owner, leaf)
+    whole = attribute_of(owner, leaf)
     if isinstance(owner, ChannelPad):
         owner.remove_zeros(positions)
         return
-    if leaf == "num_features":  # all that a norm without weights and statistics knows
-        setattr(owner, leaf, whole - len(positions))
+    if isinstance(whole, int):  # as the code has it, or all that a norm without weights and statistics knows
+        lower(owner, leaf, len(positions))
         return
     if not isinstance(whole, Tensor) or (leaf not in owner._parameters and leaf not in owner._buffers):
         raise SurgeryError(f"'{name}': expected a parameter or a buffer, got {type(whole).__name__}")
@@ -203,7 +204,8 @@ def _tell_sizes(module: nn.Module) -> None:
     elif isinstance(module, nn.LayerNorm):
         module.normalized_shape = tuple(module.weight.shape)
     elif isinstance(module, nn.GroupNorm):
-        module.num_groups = module.num_groups * len(module.weight) // module.num_channels
+        if module.num_groups > 1:  # whole ones went
+            module.num_groups = module.num_groups * len(module.weight) // module.num_channels
         module.num_channels = len(module.weight)
     elif isinstance(module, nn.PReLU):
         layer.num_parameters = len(module.weight)

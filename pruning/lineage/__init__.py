@@ -3,7 +3,8 @@
 Every output channel of a convolution or linear layer gets a fresh id, and tensors of ids, shaped like the activations,
 run through the same graph as the activations. Operations that move data move the ids; sums unite them; what has no
 rule pins them, with the reason. See `channels.py` for the ids, `modules.py` and
-`functions.py` for the operations, `trace.py` for the graph; `segment.py` runs a part of it.
+`functions.py` for the operations, `attributes.py` for numbers that code takes from modules, `trial.py` for layers of
+somebody else's, `trace.py` for the graph; `segment.py` runs a part of it.
 """
 
 from pruning.lineage.channels import FIXED, Lineage, Note, Role

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
+from pruning.lineage.attributes import Attribute
 from pruning.lineage.channels import Lineage, Role, fixed, spread, squeezed, varies, varying
 
 Ids = Any
@@ -32,6 +33,8 @@ class Call:
     values: tuple[Any, Any]
     ids: tuple[Any, Any]
     lineage: Lineage
+    followed: set[str] = field(default_factory=set)
+    """Attributes among the arguments that a cut will lower."""
 
     def argument(self, tree: tuple[Any, Any], index: int, name: str, default: Any = None) -> Any:
         """Return an argument by position or by name from one of the three views."""
@@ -55,6 +58,20 @@ class Call:
         self.lineage.agree(size.ids, ids, f"their number shapes others at '{self.place}'")
         return True
 
+    def counted(self, size: Any, ids: Tensor) -> bool:
+        """Tell whether a number is an attribute; it counts the channels `ids`, a vector, and is lowered with them."""
+        if not isinstance(size, Attribute):
+            return False
+        if size.times > 1:
+            table = ids.reshape(size.times, -1).T
+            self.lineage.tie(table, f"'{size.place}' counts them more than once at '{self.place}'")
+            ids = table[:, 0]
+        for other in size.others:
+            self.lineage.pin_tensor(other, f"'{other}' multiplies or divides '{size.place}'")
+        self.lineage.note(size.place, 0, Role.CARRIED, ids.repeat(size.parts))
+        self.followed.add(size.place)
+        return True
+
     def vector(self, ids: Tensor, dim: int) -> Tensor:
         """Return the ids along one dimension, united over all others."""
         table = squeezed(ids).movedim(dim, 0).reshape(squeezed(ids).shape[dim], -1)
@@ -65,6 +82,11 @@ class Call:
 def tensors(tree: Ids) -> Iterator[Tensor]:
     """Yield every tensor in nested tuples, lists and dictionaries."""
     yield from (leaf for leaf in _leaves(tree) if isinstance(leaf, Tensor))
+
+
+def weights(tree: Ids) -> Iterator[Weight]:
+    """Yield every parameter in nested tuples, lists and dictionaries."""
+    yield from (leaf for leaf in _leaves(tree) if isinstance(leaf, Weight))
 
 
 def counts(tree: Ids) -> Iterator[Count]:
@@ -93,10 +115,28 @@ def like(value: Any) -> Ids:
     return None
 
 
-def parameter_ids(name: str, tensor: Any, lineage: Lineage) -> Ids:
-    """Return ids for a parameter or buffer that the network uses by itself, e.g. a layer scale `[channels, 1, 1]`."""
-    if not isinstance(tensor, Tensor):
-        return None
+@dataclass(frozen=True)
+class Weight:
+    """Stands for a parameter or buffer that the network uses by itself, until it is seen how."""
+
+    name: str
+    tensor: Tensor
+
+
+def without_weights(call: Call) -> Call:
+    """Return a call whose parameters have ids of their own, e.g. a layer scale `[channels, 1, 1]`."""
+
+    def plain(tree: Ids) -> Ids:
+        if isinstance(tree, Weight):
+            return _parameter_ids(tree.name, tree.tensor, call.lineage)
+        if isinstance(tree, (tuple, list)):
+            return (tuple if isinstance(tree, tuple) else list)(map(plain, tree))
+        return {name: plain(branch) for name, branch in tree.items()} if isinstance(tree, dict) else tree
+
+    return replace(call, ids=plain(call.ids))
+
+
+def _parameter_ids(name: str, tensor: Tensor, lineage: Lineage) -> Ids:
     wide = [dim for dim, size in enumerate(tensor.shape) if size > 1]
     if len(wide) != 1:
         lineage.pin_tensor(name, f"'{name}' is used outside of a layer")
@@ -134,6 +174,21 @@ def respread(call: Call, ids: Tensor, value: Any) -> Ids:
     return squeezed(ids).expand(value.shape) if varying(ids) else ids.reshape(-1)[0].expand(value.shape)
 
 
+def pixels_from_channels(call: Call, value: Tensor) -> Ids:
+    """Pixel shuffle: channels become pixels; those that meet in one image stay or go together."""
+    axis = value.dim() - 3
+    table = call.vector(call.input, axis).reshape(value.shape[axis], -1)
+    call.lineage.tie(table, f"pixel shuffle at '{call.place}'")
+    return spread(table[:, 0], axis, value.shape)
+
+
+def channels_from_pixels(call: Call, value: Tensor) -> Ids:
+    """Pixel unshuffle: each channel becomes several."""
+    axis = value.dim() - 3
+    ids = call.vector(call.input, axis)
+    return spread(ids.repeat_interleave(value.shape[axis] // len(ids)), axis, value.shape)
+
+
 def reshaped(call: Call, value: Tensor, sizes: Sequence[int | Count | None]) -> Ids:
     """A change of shape.
 
@@ -148,18 +203,34 @@ def reshaped(call: Call, value: Tensor, sizes: Sequence[int | Count | None]) -> 
         lying = [dim for dim in old if varies(ids, dim)]
         if not lying:
             continue
-        free = [dim for dim in new if not isinstance(sizes[dim], int) and value.shape[dim] > 1]
-        if len(free) != 1 or (len(old) > 1 and len(new) > 1):
+        free = _free(ids, sizes, [dim for dim in new if value.shape[dim] > 1])
+        if free is None or (len(old) > 1 and len(new) > 1):
             return unknown(call, value)
-        if call.follows(sizes[free[0]], ids):
-            del strays[free[0]]
+        if call.follows(sizes[free], ids):
+            del strays[free]
+        size = [value.shape[dim] for dim in new]
         if len(new) > 1:  # one axis becomes several: only whole steps of the free one can go
-            size = [value.shape[dim] for dim in new]
-            table = call.vector(ids, lying[0]).reshape(size).movedim(new.index(free[0]), 0)
-            call.lineage.tie(table.reshape(table.shape[0], -1), f"split axis at '{call.place}'")
+            table = call.vector(ids, lying[0]).reshape(size).movedim(new.index(free), 0)
+            table = table.reshape(table.shape[0], -1)
+            call.lineage.tie(table, f"split axis at '{call.place}'")
+            call.counted(sizes[free], table[:, 0])
+        else:
+            call.counted(sizes[free], call.vector(ids.reshape(value.shape), free))
     if any(isinstance(size, Count) for size in strays.values()):  # a number that follows another cut than its axis
         return unknown(call, value)
     return ids.reshape(value.shape)
+
+
+def _free(ids: Tensor, sizes: Sequence[int | Count | None], axes: Sequence[int]) -> int | None:
+    """Return the one of some new axes whose size follows a cut."""
+    known = set(ids.unique().tolist())
+    told = {dim: sizes[dim] for dim in axes if not isinstance(sizes[dim], int)}
+    sure = [dim for dim, size in told.items() if not isinstance(size, Count) or set(size.ids.tolist()) == known]
+    attributes = [dim for dim in axes if isinstance(sizes[dim], Attribute)]
+    for found in (sure, attributes[:1] if not sure else [], list(told)):
+        if len(found) == 1:
+            return found[0]
+    return None
 
 
 def _blocks(old: tuple[int, ...], new: tuple[int, ...]) -> Iterator[tuple[list[int], list[int]]]:

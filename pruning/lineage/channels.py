@@ -62,6 +62,15 @@ class Lineage:
             channel = parents[channel]
         return channel
 
+    def canonical(self, ids: Tensor) -> Tensor:
+        """Return ids with those that were united made equal."""
+        base = ids
+        for dim in range(ids.dim()):
+            base = base.narrow(dim, 0, 1) if ids.stride(dim) == 0 and ids.shape[dim] > 1 else base
+        known, inverse = base.unique(return_inverse=True)
+        roots = torch.tensor([self.find(channel) for channel in known.tolist()], dtype=torch.long)
+        return ids if torch.equal(roots, known) else roots[inverse].expand(ids.shape)
+
     def unite(self, first: Tensor, second: Tensor, reason: str, *, coupling: bool = False) -> None:
         """Make two vectors of ids the same channels, position by position; meeting FIXED pins.
 

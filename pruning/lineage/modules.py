@@ -15,32 +15,56 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from pruning.layers import ChannelPad
-from pruning.lineage.call import Call, Ids, padded, reshaped, spatial, unknown
+from pruning.lineage.call import (
+    Call,
+    Ids,
+    channels_from_pixels,
+    padded,
+    pixels_from_channels,
+    reshaped,
+    spatial,
+    unknown,
+)
 from pruning.lineage.channels import FIXED, Role, spread, varies, varying
+from pruning.lineage.trial import Reading, normalised_axis, reading
 
 
 def apply_module(module: nn.Module, call: Call, value: Any) -> Ids:
     """Apply the rule of a module's class, or pin."""
     rule = next((MODULE_RULES[kind] for kind in type(module).__mro__ if kind in MODULE_RULES), None)
-    refused = _computes_weights(module) or (rule in (_convolution, _linear) and _rewritten(type(module)))
-    if rule is None or refused:
+    weighs = rule in (_convolution, _linear)
+    if rule is None or _computes_weights(module) or (weighs and reading(module) is Reading.UNKNOWN):
         return _refused(module, call, value)
-    return rule(module, call, value)
+    found = rule(module, call, value)
+    if weighs:
+        _carry_others(module, call)
+    return found
 
 
-def _refused(module: nn.Module, call: Call, value: Any, why: str = "") -> Ids:
+def _refused(module: nn.Module, call: Call, value: Any) -> Ids:
     """Pin what goes in; a layer that would make channels is listed as one that does not."""
     if isinstance(module, (_ConvNd, nn.Linear)) and isinstance(value, Tensor):
-        made = call.lineage.fresh(value.shape[1 if isinstance(module, _ConvNd) else -1])
-        made = call.lineage.note(f"{call.place}.weight", 0, Role.MAKER, made)
-        call.pin(made, why or f"'{call.name}' cannot be followed")
+        return refused(call, value, f"{call.place}.weight", 1 if isinstance(module, _ConvNd) else -1)
     return unknown(call, value)
 
 
-def _rewritten(kind: type[nn.Module]) -> bool:
-    """Tell whether a subclass from elsewhere has a forward of its own: it may standardise its weights, or mix more."""
-    known = [base for base in kind.__mro__ if base.__module__.partition(".")[0] in _TRUSTED]
-    return kind.forward is not known[0].forward  # type: ignore[attr-defined]
+def refused(call: Call, value: Tensor, weight: str, dim: int, why: str = "") -> Ids:
+    """Pin what goes in and what a weight would make along an axis, so that it is listed."""
+    made = call.lineage.note(weight, 0, Role.MAKER, call.lineage.fresh(value.shape[dim]))
+    call.pin(made, why or f"'{call.name}' cannot be followed")
+    return unknown(call, value)
+
+
+def _carry_others(module: nn.Module, call: Call) -> None:
+    """Note the parameters that a subclass adds: one number a filter, such as a gain."""
+    made = call.lineage.noted(f"{call.place}.weight", 1 if isinstance(module, _ConvTransposeNd) else 0)
+    for name, parameter in module.named_parameters(recurse=False):
+        if name in ("weight", "bias") or made is None:
+            continue
+        if parameter.shape[:1] == made.shape:
+            call.lineage.note(f"{call.place}.{name}", 0, Role.CARRIED, made)
+        else:
+            call.pin(made, f"'{name}' cannot be followed")
 
 
 def _computes_weights(module: nn.Module) -> bool:
@@ -53,21 +77,22 @@ def _convolution(module: _ConvNd, call: Call, value: Tensor) -> Ids:
     ids = call.vector(call.input, 1)
     transposed = isinstance(module, _ConvTransposeNd)
     if module.groups == 1:
-        return _weighted(call, ids, value, reads=0 if transposed else 1, dim=1, biased=module.bias is not None)
-    return _grouped_convolution(module, call, ids, value, transposed=transposed)
+        return weighted(call, ids, value, *_names(module, call), reads=0 if transposed else 1, dim=1)
+    return grouped(call, ids, value, *_names(module, call), groups=module.groups, transposed=transposed)
 
 
-def _grouped_convolution(module: _ConvNd, call: Call, ids: Tensor, value: Tensor, *, transposed: bool) -> Ids:
+def grouped(
+    call: Call, ids: Tensor, value: Tensor, weight: str, bias: str | None, *, groups: int, transposed: bool = False
+) -> Ids:
     """Whole convolution groups stay or go: what one of them reads and makes is one channel."""
-    lineage, groups = call.lineage, module.groups
-    table = ids.reshape(groups, -1)
+    lineage, table = call.lineage, ids.reshape(groups, -1)
     if bool((table == FIXED).any()):
-        return _refused(module, call, value, "it carries on what no rule follows")
+        return refused(call, value, weight, 1, "it carries on what no rule follows")
     lineage.tie(table, f"convolution groups of '{call.place}'")
-    made = table[:, :1].expand(groups, module.out_channels // groups).reshape(-1)
-    lineage.note(f"{call.place}.weight", 0, Role.CARRIED, ids if transposed else made)
-    if module.bias is not None:
-        lineage.note(f"{call.place}.bias", 0, Role.CARRIED, made)
+    made = table[:, :1].expand(groups, value.shape[1] // groups).reshape(-1)
+    lineage.note(weight, 0, Role.CARRIED, ids if transposed else made)
+    if bias is not None:
+        lineage.note(bias, 0, Role.CARRIED, made)
     return spread(made, 1, value.shape)
 
 
@@ -75,17 +100,21 @@ def _linear(module: nn.Linear, call: Call, value: Tensor) -> Ids:
     ids, last = call.input, call.input.dim() - 1
     if any(dim != last and dim != 0 for dim in varying(ids)) and not varies(ids, last):
         return unknown(call, value)  # mixes along another axis than the channels'
-    return _weighted(call, call.vector(ids, last), value, reads=1, dim=last, biased=module.bias is not None)
+    return weighted(call, call.vector(ids, last), value, *_names(module, call), reads=1, dim=last)
 
 
-def _weighted(call: Call, ids: Tensor, value: Tensor, *, reads: int, dim: int, biased: bool) -> Ids:
+def _names(module: nn.Module, call: Call) -> tuple[str, str | None]:
+    return f"{call.place}.weight", None if module.bias is None else f"{call.place}.bias"
+
+
+def weighted(call: Call, ids: Tensor, value: Tensor, weight: str, bias: str | None, *, reads: int, dim: int) -> Ids:
     """A layer that mixes all channels: it reads one axis of its weight and makes the other."""
-    lineage, weight, makes = call.lineage, f"{call.place}.weight", 1 - reads
+    lineage, makes = call.lineage, 1 - reads
     made = lineage.noted(weight, makes)
     if made is None:
         made = lineage.note(weight, makes, Role.MAKER, lineage.fresh(value.shape[dim]))
-        if biased:
-            lineage.note(f"{call.place}.bias", 0, Role.CARRIED, made)
+    if bias is not None:
+        lineage.note(bias, 0, Role.CARRIED, made)
     lineage.note(weight, reads, Role.READER, ids)
     return spread(made, dim, value.shape)
 
@@ -108,22 +137,26 @@ def _prelu(module: nn.PReLU, call: Call, value: Tensor) -> Ids:
 
 
 def _layer_norm(module: nn.LayerNorm, call: Call, value: Tensor) -> Ids:
-    """Channels last, or (torchvision's LayerNorm2d) in axis 1; both ways the normalisation is over channels alone."""
-    last = call.input.dim() - 1
-    dims = [dim for dim in varying(call.input) if dim > 0]
-    dim = 1 if type(module) is not nn.LayerNorm else last
-    if module.weight is None or len(module.normalized_shape) != 1 or any(other != dim for other in dims):
+    """Channels last, or (as `LayerNorm2d` has it) in axis 1; of several axes, channels in any one of them."""
+    lies = [dim for dim in varying(call.input) if dim > 0]
+    where = normalised_axis(module) if len(module.normalized_shape) == 1 else -1
+    first = 1 if where == 1 else call.input.dim() - len(module.normalized_shape)
+    axis = lies[0] - first if len(lies) == 1 else -1
+    if module.weight is None or where is None or (lies and not 0 <= axis < len(module.normalized_shape)):
         return unknown(call, value)
-    _carry(module, call, call.vector(call.input, dim))
+    if lies:
+        for name, _ in module.named_parameters(recurse=False):
+            call.lineage.note(f"{call.place}.{name}", axis, Role.CARRIED, call.vector(call.input, lies[0]))
     return call.input
 
 
 def _group_norm(module: nn.GroupNorm, call: Call, value: Tensor) -> Ids:
-    """Whole normalisation groups stay or go: so the statistics of those that stay are unchanged."""
+    """Whole normalisation groups stay or go: so statistics of those that stay are unchanged. Of a single one any go."""
     if module.weight is None:
         return unknown(call, value)  # nothing would tell its number of channels after a cut
     ids = call.vector(call.input, 1)
-    call.lineage.tie(ids.reshape(module.num_groups, -1), f"normalisation groups of '{call.place}'")
+    if module.num_groups > 1:
+        call.lineage.tie(ids.reshape(module.num_groups, -1), f"normalisation groups of '{call.place}'")
     _carry(module, call, ids)
     return call.input
 
@@ -142,6 +175,20 @@ def _module_channel_shuffle(module: nn.ChannelShuffle, call: Call, value: Tensor
     ids = call.vector(call.input, 1).reshape(module.groups, -1)
     call.lineage.tie(ids.T, f"channel shuffle '{call.place}'")
     return spread(ids.T.reshape(-1), 1, value.shape)
+
+
+def _module_pixel_shuffle(module: nn.Module, call: Call, value: Tensor) -> Ids:
+    return pixels_from_channels(call, value)
+
+
+def _module_pixel_unshuffle(module: nn.Module, call: Call, value: Tensor) -> Ids:
+    return channels_from_pixels(call, value)
+
+
+def _module_unfold(module: nn.Unfold, call: Call, value: Tensor) -> Ids:
+    """Each channel becomes as many as a window has places."""
+    ids = call.vector(call.input, 1)
+    return spread(ids.repeat_interleave(value.shape[1] // len(ids)), 1, value.shape)
 
 
 def _module_flatten(module: nn.Flatten, call: Call, value: Tensor) -> Ids:
@@ -164,8 +211,6 @@ def _module_same(module: nn.Module, call: Call, value: Tensor) -> Ids:
     return call.input
 
 
-_TRUSTED = ("torch", "torchvision", "pruning")
-
 MODULE_RULES: dict[type[nn.Module], Callable[..., Ids]] = {
     _ConvNd: _convolution,
     nn.Linear: _linear,
@@ -178,6 +223,9 @@ MODULE_RULES: dict[type[nn.Module], Callable[..., Ids]] = {
     nn.Softmax: _module_softmax,
     nn.LogSoftmax: _module_softmax,
     nn.ChannelShuffle: _module_channel_shuffle,
+    nn.PixelShuffle: _module_pixel_shuffle,
+    nn.PixelUnshuffle: _module_pixel_unshuffle,
+    nn.Unfold: _module_unfold,
     ChannelPad: _channel_pad,
 }
 

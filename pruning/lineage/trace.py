@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from pruning.errors import GraphError
-from pruning.lineage.call import Call, like, parameter_ids
+from pruning.lineage.attributes import mark
+from pruning.lineage.call import Call, Count, Weight, like, without_weights
 from pruning.lineage.channels import Lineage, fixed
 from pruning.lineage.functions import apply_function
 from pruning.lineage.modules import MODULE_RULES, apply_module
@@ -31,6 +32,7 @@ def follow(model: nn.Module, example_input: Tensor) -> Lineage:
         GraphError: it cannot be traced, or does not take such an input.
     """
     bare = skeleton(model)
+    mark(bare, tuple(MODULE_RULES))
     # Two images: a batch of one makes the batch axis look like a broadcast axis.
     image = torch.empty((2, *example_input.shape[1:]), dtype=example_input.dtype, device="meta")
     lineage = Lineage()
@@ -139,7 +141,7 @@ def _step(
         place=str(node.target) if node.op == "call_module" else node.name,
         literal=(node.args, node.kwargs),
         values=(args, kwargs),
-        ids=look_up((node.args, node.kwargs), ids),
+        ids=_canonical(look_up((node.args, node.kwargs), ids), lineage),
         lineage=lineage,
     )
     if node.op == "output":
@@ -148,9 +150,23 @@ def _step(
     if node.op == "call_module":
         module = model.get_submodule(str(node.target))
         value = module(*args, **kwargs)
-        return value, apply_module(module, replace(call, name=type(module).__name__), value)
+        return value, apply_module(module, without_weights(replace(call, name=type(module).__name__)), value)
     value = callable_of(node)(*args, **kwargs)
     return value, apply_function(callable_of(node), call, value)
+
+
+def _canonical(tree: Any, lineage: Lineage) -> Any:
+    if isinstance(tree, Tensor):
+        return lineage.canonical(tree)
+    if isinstance(tree, Count):
+        return Count(lineage.canonical(tree.ids))
+    if isinstance(tree, dict):
+        return {name: _canonical(branch, lineage) for name, branch in tree.items()}
+    if isinstance(tree, slice):
+        return slice(*(_canonical(end, lineage) for end in (tree.start, tree.stop, tree.step)))
+    if isinstance(tree, (tuple, list)):
+        return (tuple if isinstance(tree, tuple) else list)(_canonical(branch, lineage) for branch in tree)
+    return tree
 
 
 def _attribute(name: str, model: nn.Module, lineage: Lineage) -> tuple[Any, Any]:
@@ -158,7 +174,7 @@ def _attribute(name: str, model: nn.Module, lineage: Lineage) -> tuple[Any, Any]
     module = model.get_submodule(owner)
     tensor = getattr(module, leaf)
     if leaf in module._parameters or leaf in module._buffers:
-        return tensor, parameter_ids(name, tensor, lineage)
+        return tensor, Weight(name, tensor) if isinstance(tensor, Tensor) else None
     constant = tensor.to("meta") if isinstance(tensor, Tensor) else tensor
     return constant, like(constant)  # written in the code: it does not follow a cut
 

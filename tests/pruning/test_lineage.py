@@ -9,81 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+from bodies import IMAGES, Body, Cases, check_case, check_groups, convolution
 from torch import Tensor, nn
 from torch.nn import functional as F
 from zeroing import distance, half, random_ranking, randomise, zeroed
 
-from pruning.cost import CostModel, count_cost
 from pruning.errors import GraphError
 from pruning.groups import find_groups
 from pruning.layers import ChannelPad
 from pruning.surgery import prune
 
-Middle = Callable[["Body", Tensor], Tensor]
-IMAGES = torch.randn(2, 3, 8, 8, dtype=torch.double, generator=torch.Generator().manual_seed(0))
-
-
-class Body(nn.Module):
-    """Convolution `a` and batch norm; whatever is tried, usually ending in convolution `b`; then a linear layer."""
-
-    def __init__(self, middle: Middle, **layers: nn.Module) -> None:
-        super().__init__()
-        self.a = convolution(3, 8)
-        self.bn = nn.BatchNorm2d(8)
-        self.b: Any = convolution(8, 8)
-        self.fc = nn.Linear(8, 4)
-        self.middle = middle
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.middle(self, F.relu(self.bn(self.a(x))))
-        return self.fc(x.mean((2, 3)))
-
-
-def convolution(reads: int, makes: int, kernel: int = 3, **options: Any) -> nn.Conv2d:
-    return nn.Conv2d(reads, makes, kernel, padding=kernel // 2, **options)
-
-
-@dataclass(frozen=True)
-class Case:
-    middle: Middle
-    layers: Callable[[], dict[str, nn.Module]]
-    widths: dict[str, int]
-    pinned: dict[str, str]
-
-    def network(self) -> Body:
-        torch.manual_seed(0)
-        return randomise(Body(self.middle, **self.layers())).double().eval()
-
-
-FOLLOWED: dict[str, Case] = {}
-PINNED: dict[str, Case] = {}
-
-
-def followed(
-    layers: Callable[[], dict[str, nn.Module]] = dict, /, pins: dict[str, str] | None = None, **widths: int
-) -> Callable[[Middle], Middle]:
-    """Register a network whose channels are followed; `widths` are all its groups, `pins` the exceptions."""
-
-    def register(middle: Middle) -> Middle:
-        FOLLOWED[middle.__name__] = Case(middle, layers, widths, {"fc": "the network's output"} | (pins or {}))
-        return middle
-
-    return register
-
-
-def pinned(
-    layers: Callable[[], dict[str, nn.Module]] = dict, /, why: str = "cannot be followed", also: str = "", **widths: int
-) -> Callable[[Middle], Middle]:
-    """Register a network in which `a` (and `also`) cannot be cut; `widths` are the groups that stay."""
-
-    def register(middle: Middle) -> Middle:
-        reasons = {"fc": "the network's output", "a": why} | dict.fromkeys(also.split(), "")
-        PINNED[middle.__name__] = Case(middle, layers, widths, reasons)
-        return middle
-
-    return register
+CASES = Cases()
+followed, pinned = CASES.followed, CASES.pinned
 
 
 # ── followed ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -382,12 +319,12 @@ def mean_over_channels(net: Body, x: Tensor) -> Tensor:
     return net.b(x - x.mean(1, keepdim=True))
 
 
-@pinned(lambda: {"w": nn.ParameterDict({"weight": torch.randn(8, 8, 3, 3)})}, b=8, why="'conv2d' cannot be followed")
+@followed(lambda: {"w": nn.ParameterDict({"weight": torch.randn(8, 8, 3, 3)})}, a=8, w=8, b=8)
 def functional_convolution(net: Body, x: Tensor) -> Tensor:
     return net.b(F.conv2d(x, net.w["weight"], padding=1))
 
 
-@pinned(lambda: {"c": convolution(8, 8)}, why="'b.weight' is used outside of a layer", also="b c")
+@followed(lambda: {"c": convolution(8, 8)}, a=8, b=8)
 def weight_borrowed_from_a_layer(net: Body, x: Tensor) -> Tensor:
     return F.conv2d(net.c(x), net.b.weight, padding=1) + net.b(x)
 
@@ -434,7 +371,7 @@ def channels_mixed_with_places(net: Body, x: Tensor) -> Tensor:
     return net.b(x.flatten(2).transpose(1, 2).reshape(images, channels, height, width))
 
 
-@pinned(lambda: {"b": convolution(2, 8)}, b=8)
+@followed(lambda: {"b": convolution(2, 8)}, a=2, b=8)
 def pixel_shuffle(net: Body, x: Tensor) -> Tensor:
     return net.b(F.pixel_shuffle(x, 2))
 
@@ -506,39 +443,15 @@ def attention(net: Body, x: Tensor) -> Tensor:
     return net.out(weights @ tokens).transpose(1, 2).unsqueeze(-1)
 
 
-ALL = FOLLOWED | PINNED
-
-
-@pytest.mark.parametrize("name", FOLLOWED)
-def test_channels_are_followed_through(name: str) -> None:
-    case = FOLLOWED[name]
-    groups = find_groups(case.network(), IMAGES)
-    assert groups.widths == case.widths
-    assert {pin.layer for pin in groups.pinned} == set(case.pinned)
-    assert all(case.pinned[pin.layer] in pin.reason for pin in groups.pinned)
-
-
-@pytest.mark.parametrize("name", PINNED)
-def test_what_cannot_be_followed_is_pinned_with_the_reason(name: str) -> None:
-    case = PINNED[name]
-    groups = find_groups(case.network(), IMAGES)
-    assert groups.widths == case.widths
-    assert {pin.layer for pin in groups.pinned} == set(case.pinned)
-    assert all(case.pinned[pin.layer] in pin.reason for pin in groups.pinned)
+@pytest.mark.parametrize("name", CASES.networks)
+def test_channels_are_followed_or_pinned_with_the_reason(name: str) -> None:
+    check_groups(CASES.networks[name])
 
 
 @pytest.mark.parametrize("check", [False, True], ids=["unchecked", "checked"])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", CASES.networks)
 def test_removing_is_zeroing(name: str, check: bool) -> None:
-    network = ALL[name].network()
-    groups = find_groups(network, IMAGES)
-    costs, ranking, widths = CostModel(network, groups, IMAGES), random_ranking(groups), half(groups)
-    kept = {group: ranking.keep(group, width) for group, width in widths.items()}
-    masked, whole = zeroed(network, groups, kept)(IMAGES), network(IMAGES)
-    prune(network, widths, ranking, groups=groups, example_input=IMAGES, check=check)
-    assert distance(network(IMAGES), masked) < 1e-12  # float64
-    assert (distance(network(IMAGES), whole) > 1e-3) == bool(kept)
-    assert count_cost(network, IMAGES) == costs.cost(widths)
+    check_case(CASES.networks[name], check=check)
 
 
 def sequential(*layers: nn.Module) -> nn.Module:

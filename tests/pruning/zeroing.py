@@ -59,7 +59,7 @@ def zeroed(model: nn.Module, groups: ChannelGroups, kept: Mapping[str, Sequence[
             layer, leaf = masked.get_submodule(part.layer), part.tensor.rpartition(".")[2]
             if isinstance(layer, (nn.LayerNorm, LayerNormOfKept)):
                 _forget(masked, part.layer, positions)
-            elif isinstance(tensor := getattr(layer, leaf), Tensor) and leaf != "running_var":
+            elif isinstance(tensor := getattr(layer, leaf, None), Tensor) and leaf != "running_var":
                 tensor.data.index_fill_(part.axis, positions, 0.0)
     return masked
 

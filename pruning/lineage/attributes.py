@@ -1,0 +1,115 @@
+"""Numbers that a network's code takes from its attributes: `x[:, : self.width]` can follow a cut, as `self.width` can.
+
+While a network is traced its own integers are replaced by ones that remember their place, so that a literal of the
+graph says where it comes from. A rule that sees channels counted by such a number notes it like an axis: a cut then
+lowers the attribute. Whatever else is done with it pins it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import nn
+
+_ENTRY = re.compile(r"(\w+)\[(\d+)\]")
+
+
+class Attribute(int):
+    """An integer attribute of a module, or a multiple or whole fraction of one.
+
+    Attributes:
+        place: qualified name, `stages.0.width`; of an entry of a list `stages.0.splits[1]`.
+        parts: the attribute is so many times this number.
+        times: this number is so many times the attribute.
+        others: attributes by which it was multiplied or divided, which have to stay.
+    """
+
+    place: str
+    parts: int
+    times: int
+    others: frozenset[str]
+
+    def __new__(
+        cls, value: int, place: str, parts: int = 1, times: int = 1, others: frozenset[str] = frozenset()
+    ) -> Attribute:
+        """Make a number that remembers where it comes from."""
+        number = super().__new__(cls, value)
+        number.place, number.parts, number.times, number.others = place, parts, times, others
+        return number
+
+    def __floordiv__(self, other: Any) -> Any:
+        if not isinstance(other, int) or other <= 0 or int(self) % other or self.times > 1:
+            return int(self) // other
+        return Attribute(int(self) // other, self.place, self.parts * int(other), 1, self.others | _place_of(other))
+
+    def __mul__(self, other: Any) -> Any:
+        if not isinstance(other, int) or other <= 0 or self.parts > 1:
+            return int(self) * other
+        return Attribute(int(self) * other, self.place, 1, self.times * int(other), self.others | _place_of(other))
+
+    __rmul__ = __mul__
+
+    def __deepcopy__(self, memo: Any) -> int:
+        return int(self)
+
+    def __reduce__(self) -> Any:
+        return int, (int(self),)
+
+
+def _place_of(number: int) -> frozenset[str]:
+    return frozenset([number.place]) | number.others if isinstance(number, Attribute) else frozenset()
+
+
+def mark(model: nn.Module, leaves: tuple[type[nn.Module], ...]) -> None:
+    """Replace the integers of modules whose code is followed, in place; 0 and 1 count no channels.
+
+    Args:
+        model: a copy that nobody else has.
+        leaves: kinds of modules whose code is not followed.
+    """
+    for layer, module in model.named_modules():
+        if isinstance(module, leaves) or type(module).__module__.startswith("torch."):
+            continue
+        for name, value in list(vars(module).items()):
+            place = f"{layer}.{name}" if layer else name
+            if _counts(value):
+                module.__dict__[name] = Attribute(value, place)
+            elif type(value) in (list, tuple) and value and all(type(entry) is int for entry in value):
+                entries = [Attribute(n, f"{place}[{i}]") if _counts(n) else n for i, n in enumerate(value)]
+                module.__dict__[name] = type(value)(entries)
+
+
+def _counts(value: Any) -> bool:
+    return type(value) is int and value > 1
+
+
+def attributes_in(tree: Any) -> Iterator[Attribute]:
+    """Yield every attribute in nested tuples, lists, dictionaries and slices."""
+    if isinstance(tree, Attribute):
+        yield tree
+    elif isinstance(tree, slice):
+        yield from attributes_in((tree.start, tree.stop, tree.step))
+    elif isinstance(tree, dict):
+        yield from attributes_in(tuple(tree.values()))
+    elif isinstance(tree, (tuple, list)):
+        for branch in tree:
+            yield from attributes_in(branch)
+
+
+def attribute_of(owner: nn.Module, leaf: str) -> Any:
+    """Return an attribute, or an entry of one: `width`, `splits[1]`."""
+    entry = _ENTRY.fullmatch(leaf)
+    return getattr(owner, entry[1])[int(entry[2])] if entry else getattr(owner, leaf)
+
+
+def lower(owner: nn.Module, leaf: str, by: int) -> None:
+    """Lower an integer attribute, or an entry of a list or tuple, which is replaced: others may hold it, too."""
+    entry = _ENTRY.fullmatch(leaf)
+    if entry is None:
+        setattr(owner, leaf, getattr(owner, leaf) - by)
+        return
+    values = getattr(owner, entry[1])
+    lowered: Iterable[int] = (v - by if i == int(entry[2]) else v for i, v in enumerate(values))
+    setattr(owner, entry[1], type(values)(lowered))
