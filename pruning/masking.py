@@ -68,12 +68,12 @@ def _read_positions(
     norms: Places = {}
     for name, indices in kept.items():
         gone = set(range(groups[name].width)).difference(indices)
-        for part in (*groups[name].readers, *groups[name].carried):
-            reads, lost = part in groups[name].readers, [place for channel in gone for place in part.positions[channel]]
-            if reads:
-                readers.setdefault((part.tensor, part.axis), []).extend(lost)
-            elif part.tensor.endswith(".weight") and _mixes(model.get_submodule(part.layer)):
-                norms.setdefault((part.tensor, part.axis), []).extend(lost)
+        carried = (part for part in groups[name].carried if part.tensor.endswith(".weight"))
+        mixed = [part for part in carried if _mixes(model.get_submodule(part.layer))]
+        for places, parts in ((readers, groups[name].readers), (norms, mixed)):
+            for part in parts:
+                lost = [position for channel in gone for position in part.positions[channel]]
+                places.setdefault((part.tensor, part.axis), []).extend(lost)
     return readers, norms
 
 

@@ -2,7 +2,8 @@
 
 While a network is traced its own integers are replaced by ones that remember their place, so that a literal of the
 graph says where it comes from. A rule that sees channels counted by such a number notes it like an axis: a cut then
-lowers the attribute. Whatever else is done with it pins it.
+lowers the attribute. A call of the graph that makes something else of it pins it; what code computes of it unseen, such
+as `self.width ** -0.5`, the check after a cut finds.
 """
 
 from __future__ import annotations
