@@ -44,7 +44,9 @@ def apply_function(function: Callable[..., Any], call: Call, value: Any) -> Ids:
         return _number(without_weights(call), value)
     if any(True for _ in weights(call.ids)):
         if call.name in WEIGHTED:
-            return WEIGHTED[call.name](call, value)
+            found = WEIGHTED[call.name](call, value)
+            pin_attributes(call)
+            return found
         call = (
             _with_weights_along(call, value) if FUNCTION_RULES.get(call.name) is _elementwise else without_weights(call)
         )
@@ -134,12 +136,11 @@ def _functional_convolution(call: Call, value: Tensor) -> Ids:
     """`F.conv2d` and its like with a parameter for a weight."""
     transposed = "transpose" in call.name
     ids, weight, bias = (call.argument(call.ids, i, name) for i, name in enumerate(("input", "weight", "bias")))
-    groups = call.argument(call.literal, 5 if transposed else 6, "groups", 1)
+    groups = call.argument(call.literal, 6, "groups", 1)
     if not isinstance(weight, Weight) or not isinstance(ids, Tensor) or not (bias is None or isinstance(bias, Weight)):
         return _refused(call, value)
     along = call.vector(ids, 1)
     names = weight.name, None if bias is None else bias.name
-    pin_attributes(call) if groups == 1 else None
     if groups == 1:
         return weighted(call, along, value, *names, reads=0 if transposed else 1, dim=1)
     made = grouped(call, along, value, *names, groups=groups, transposed=transposed)

@@ -254,6 +254,22 @@ def functional_convolution_in_groups(net: Body, x: Tensor) -> Tensor:
     return net.b(net.bare(x))
 
 
+class BareUp(nn.Module):
+    """A transposed convolution in groups, put to work by a function with all arguments by position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.groups = nn.Parameter(torch.randn(8, 3, 2, 2)), 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv_transpose2d(x, self.weight, None, 2, 0, 0, self.groups)
+
+
+@followed(lambda: {"up": BareUp(), "b": convolution(12, 8)}, a=4, b=8)
+def functional_transposed_convolution_in_groups(net: Body, x: Tensor) -> Tensor:
+    return net.b(net.up(x))
+
+
 class SamePadding(nn.Conv2d):
     """Pads by a rule of its own."""
 
