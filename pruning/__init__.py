@@ -26,6 +26,7 @@ from pruning.cost import Cost, CostModel, count_cost
 from pruning.criteria import CRITERIA, Criterion, StreamingCriterion, rank_together
 from pruning.criteria.sensitivity import Sensitivity
 from pruning.curves import Curve, SensitivityRanking
+from pruning.cutting import remove
 from pruning.data import DATA, ImageData, ImageSplit, load_data
 from pruning.data.pictures import intensities, read_picture
 from pruning.errors import (
@@ -40,9 +41,10 @@ from pruning.errors import (
     in_one_line,
 )
 from pruning.export import EXPORT_FORMATS, Agreement, Exported, compare_outputs, export_network, load_exported
+from pruning.finding import find_groups
 from pruning.finetune import Epoch, Evaluation, TrainingError, evaluate, fine_tune
 from pruning.greedy import GreedyRanking
-from pruning.groups import ChannelGroup, ChannelGroups, find_groups
+from pruning.groups import ChannelGroup, ChannelGroups
 from pruning.initialise import draw_weights
 from pruning.latency import Latency, compare_latency, measure_latency
 from pruning.latency_model import LatencyModel, measure_widths
@@ -60,7 +62,7 @@ from pruning.refitting import ReconstructionRanking
 from pruning.sensitivity import measure_sensitivity
 from pruning.stagewise import train_heads
 from pruning.streaming import Reading, Request, observe
-from pruning.surgery import Kept, prune, remove
+from pruning.surgery import Kept, prune
 from pruning.transfer import Transferred, transfer_policy
 
 __all__ = [

@@ -19,12 +19,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pruning.cutting import remove
 from pruning.errors import CheckpointError, SurgeryError
-from pruning.groups import ChannelGroups, find_groups
+from pruning.finding import find_groups
+from pruning.groups import ChannelGroups
 from pruning.limits import FREE_BYTES, LARGEST_JSON, MOST_TIMES, check_claims, check_image, read_bytes
 from pruning.models import build_model, check_trusted, input_shape
 from pruning.policy import Data, Policy, explain, load_policy
-from pruning.surgery import Kept, remove
+from pruning.surgery import Kept
 
 CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params", "model_ema", "ema")
 """Keys under which training scripts keep the weights, most usual first."""

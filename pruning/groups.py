@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import count
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from pruning.errors import PolicyError, UnknownNameError, suggest
-from pruning.lineage import FIXED, Lineage, Note, Role, follow
+from pruning.lineage import FIXED, Lineage, Note, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +104,17 @@ class Pinned:
 
 @dataclass(frozen=True)
 class ChannelGroups(Mapping[str, ChannelGroup]):
-    """Every group of a network by name, in the order of the graph; plain data, no reference to the network."""
+    """Every group of a network by name, in the order of the graph; plain data, no reference to the network.
+
+    Attributes:
+        groups: what can be cut.
+        pinned: what cannot, and why.
+        front_end: what traced the network.
+    """
 
     groups: tuple[ChannelGroup, ...]
     pinned: tuple[Pinned, ...] = ()
+    front_end: str = field(default="torch.fx", compare=False)
     _by_name: dict[str, ChannelGroup] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -133,7 +142,7 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
     def only(self, names: Iterable[str]) -> ChannelGroups:
         """Return some of the groups, in the order of the graph."""
         chosen = set(names)
-        return ChannelGroups(tuple(group for group in self.groups if group.name in chosen), self.pinned)
+        return replace(self, groups=tuple(group for group in self.groups if group.name in chosen))
 
     def matching(self, patterns: tuple[str, ...]) -> tuple[str, ...]:
         """Return the groups whose name matches any shell pattern; `inner`, `coupled` and `all` are patterns too.
@@ -168,70 +177,92 @@ def _matches(group: ChannelGroup, pattern: str) -> bool:
     return kinds[pattern] if pattern in kinds else fnmatchcase(group.name, pattern)
 
 
-def find_groups(model: nn.Module, example_input: Tensor) -> ChannelGroups:
-    """Follow the channels of `model` and fold them into named groups. The model is left as found.
-
-    Args:
-        model: any network that torch.fx can trace; frozen parameters and train or eval mode change nothing.
-        example_input: `[images, channels, height, width]`, only its shape and type matter.
-
-    Raises:
-        GraphError: the network cannot be traced.
-    """
-    return fold(follow(model, example_input))
-
-
 def fold(lineage: Lineage) -> ChannelGroups:
     """Fold lineage into groups: channels that the same layers make, carry and read, the same number of times."""
-    notes = list(lineage.notes())
-    places = _places(notes)
-    alike: dict[tuple[tuple[int, int], ...], list[int]] = {}
-    for channel, where in places.items():
-        alike.setdefault(tuple((index, len(found)) for index, found in where.items()), []).append(channel)
-    reasons, coupled = lineage.pinned(), lineage.coupled()
+    notes = sorted(lineage.notes(), key=lambda note: note.role is not Role.MAKER)  # the order of the makers
+    places = [_Places.of(note) for note in notes]
+    reasons, coupled = lineage.pinned(), set(lineage.coupled().tolist())
+    shared: dict[bytes, tuple[tuple[int, ...], ...]] = {}
     groups: list[ChannelGroup] = []
     pinned: list[Pinned] = []
-    for channels in alike.values():
-        makers = [notes[index] for index in places[channels[0]] if notes[index].role is Role.MAKER]
+    for channels, where in _alike(places, reasons):
+        makers = [notes[index] for index in where if notes[index].role is Role.MAKER]
         if not makers:
             continue
-        reason = next((reasons[channel] for channel in channels if channel in reasons), None)
-        readers = any(notes[index].role is Role.READER for index in places[channels[0]])
+        reason = reasons.get(int(channels[0]))
+        readers = any(notes[index].role is Role.READER for index in where)
         if reason is None and len(channels) > 1 and readers:
-            groups.append(_group(channels, notes, places, coupled, {group.name for group in groups}))
+            parts: dict[Role, list[Slice]] = {role: [] for role in Role}
+            for index in where:
+                note = notes[index]
+                parts[note.role].append(Slice(note.tensor, note.axis, places[index].positions(channels, shared)))
+            ties = not coupled.isdisjoint(channels.tolist())
+            groups.append(_group(parts, len(channels), ties, {group.name for group in groups}))
             continue
         why = reason or ("nothing reads them" if not readers else "they can only be removed all at once")
         pinned.append(Pinned(_layer(makers[0].tensor), len(channels), why))
-    return ChannelGroups(tuple(groups), tuple(pinned))
+    return ChannelGroups(tuple(groups), tuple(pinned), lineage.front_end)
 
 
-Places = dict[int, dict[int, tuple[int, ...]]]
-"""Channel → note → its positions on that axis. Tuples: a list for each would keep the garbage collector busy."""
+Ids = npt.NDArray[np.int64]
 
 
-def _places(notes: list[Note]) -> Places:
-    """Return where each channel sits; channels in the order of the makers."""
-    places: Places = {}
-    for index in sorted(range(len(notes)), key=lambda index: notes[index].role is not Role.MAKER):
-        for position, channel in enumerate(notes[index].ids.tolist()):
-            if channel != FIXED:
-                where = places.setdefault(channel, {})
-                where[index] = (*where.get(index, ()), position)
-    return places
+@dataclass(frozen=True)
+class _Places:
+    """Which channels sit on an axis, ascending; how often each; and the positions, channel by channel."""
+
+    channels: Ids
+    counts: Ids
+    starts: Ids
+    order: Ids
+
+    @classmethod
+    def of(cls, note: Note) -> _Places:
+        order = np.argsort(note.ids, kind="stable")
+        order = order[note.ids[order] != FIXED]
+        channels, starts, counts = np.unique(note.ids[order], return_index=True, return_counts=True)
+        return cls(channels, counts, starts, order)
+
+    def positions(self, channels: Ids, shared: dict[bytes, tuple[tuple[int, ...], ...]]) -> tuple[tuple[int, ...], ...]:
+        """Return the positions of channels that sit there equally often; equal ones are one object."""
+        which = np.searchsorted(self.channels, channels)
+        table = self.order[self.starts[which][:, None] + np.arange(self.counts[which[0]])]
+        key = table.shape[1].to_bytes(8) + table.tobytes()
+        if key not in shared:
+            shared[key] = tuple(map(tuple, table.tolist()))
+        return shared[key]
 
 
-def _group(
-    channels: list[int],
-    notes: list[Note],
-    places: Places,
-    coupled: set[int],
-    taken: set[str],
-) -> ChannelGroup:
-    parts: dict[Role, list[Slice]] = {role: [] for role in Role}
-    for index in places[channels[0]]:
-        note = notes[index]
-        positions = tuple(places[channel][index] for channel in channels)
-        parts[note.role].append(Slice(note.tensor, note.axis, positions))
+def _alike(places: Sequence[_Places], reasons: Mapping[int, str]) -> Iterator[tuple[Ids, list[int]]]:
+    """Yield channels that sit on the same axes, equally often, and those axes; in the order in which they come up."""
+    size = 1 + max((int(axis.channels.max(initial=FIXED)) for axis in places), default=FIXED)
+    kinds, first, seen = np.zeros(size, np.int64), np.full(size, -1), 0
+    for axis in places:  # channels stay of one kind if they were, and sit on this axis equally often
+        _refine(kinds, axis.channels, axis.counts)
+        new = first[axis.channels] < 0
+        first[axis.channels[new]] = seen + axis.order[axis.starts[new]]
+        seen += len(axis.order)
+    stuck = np.array([channel for channel in reasons if channel < size], np.int64)
+    _refine(kinds, stuck, np.zeros_like(stuck))
+    where: dict[int, list[int]] = {}
+    for index, axis in enumerate(places):
+        for kind in np.unique(kinds[axis.channels]).tolist():
+            where.setdefault(kind, []).append(index)
+    channels = np.flatnonzero(first >= 0)
+    channels = channels[np.argsort(first[channels])]
+    _, begins, inverse = np.unique(kinds[channels], return_index=True, return_inverse=True)
+    members = np.split(channels[np.argsort(inverse, kind="stable")], np.cumsum(np.bincount(inverse))[:-1])
+    for number in np.argsort(begins).tolist():
+        yield members[number], where[int(kinds[members[number][0]])]
+
+
+def _refine(kinds: Ids, channels: Ids, counts: Ids) -> None:
+    """Give some channels new kinds, equal where kinds and counts were."""
+    pairs = kinds[channels] * (1 + int(counts.max(initial=0))) + counts
+    kinds[channels] = kinds.max(initial=0) + 1 + np.unique(pairs, return_inverse=True)[1]
+
+
+def _group(parts: Mapping[Role, list[Slice]], width: int, coupled: bool, taken: set[str]) -> ChannelGroup:
     name = first = _layer(parts[Role.MAKER][0].tensor)
     for number in count(2):  # a layer whose channels go separate ways makes several groups
         if name not in taken:
@@ -239,8 +270,8 @@ def _group(
         name = f"{first}#{number}"
     return ChannelGroup(
         name=name,
-        width=len(channels),
-        coupled=any(channel in coupled for channel in channels),
+        width=width,
+        coupled=coupled,
         makers=tuple(parts[Role.MAKER]),
         carried=tuple(parts[Role.CARRIED]),
         readers=tuple(parts[Role.READER]),

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from pruning.allocation.ladder import Ladder
 from pruning.cost import CostModel
+from pruning.cutting import remove
 from pruning.errors import OptionError
 from pruning.groups import ChannelGroups
 from pruning.latency import compare_latency
 from pruning.policy import Data, explain
 from pruning.polynomials import Polynomials, Product
-from pruning.surgery import remove
 
 Integers = npt.NDArray[np.int64]
 Vector = npt.NDArray[np.float64]

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from pruning.blocks import block_names, record
 from pruning.cost import CostModel
 from pruning.errors import PruningError
-from pruning.groups import ChannelGroup, ChannelGroups, find_groups
+from pruning.finding import find_groups
+from pruning.groups import ChannelGroup, ChannelGroups
 from pruning.limits import check_image
 from pruning.lineage import skeleton
 from pruning.models import build_model, input_shape

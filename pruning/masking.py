@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from pruning.errors import SurgeryError
 from pruning.groups import ChannelGroups
+from pruning.inputs import Example, as_arguments, noise_like, run_on, shapes, without_values
 from pruning.lineage import skeleton
 from pruning.lineage.trial import Reading, normalised_axis, reading
 from pruning.modes import in_mode
@@ -25,7 +26,7 @@ Places = dict[tuple[str, int], list[int]]
 
 
 def masked_outputs(
-    model: nn.Module, groups: ChannelGroups, kept: Mapping[str, Sequence[int]], example_input: Tensor
+    model: nn.Module, groups: ChannelGroups, kept: Mapping[str, Sequence[int]], example_input: Example
 ) -> list[Tensor]:
     """Return the outputs of the uncut network in which no layer reads a removed channel.
 
@@ -52,9 +53,9 @@ def masked_outputs(
     ]
     try:
         with in_mode(model, training=False), torch.no_grad():
-            return _tensors(functional_call(model, masked, (_random_like(example_input, model),)))
+            return _tensors(functional_call(model, masked, *as_arguments(noise_like(example_input, model))))
     except Exception as error:
-        raise SurgeryError(f"{type(model).__name__} does not run on {tuple(example_input.shape)}: {error}") from error
+        raise SurgeryError(f"{type(model).__name__} does not run on {shapes(example_input)}: {error}") from error
     finally:
         for handle in handles:
             handle.remove()
@@ -119,19 +120,27 @@ def _with_kept_only(layer: nn.Module, axis: int, removed: list[int]) -> Removabl
     return layer.register_forward_hook(of_kept)
 
 
-def check_equal(model: nn.Module, example_input: Tensor, expected: list[Tensor]) -> None:
+def check_equal(model: nn.Module, example_input: Example, expected: list[Tensor]) -> None:
     """Run a cut network in both modes and compare its eval outputs with those of the masked one.
 
     Raises:
         SurgeryError: it fails, in the layer that is named, or differs.
     """
-    image = _random_like(example_input, model)
     with in_mode(model, training=False):
-        outputs = _tensors(_run_named(model, image))
-    _run_named(skeleton(model).train(), image.to("meta"))  # an auxiliary head that runs in training must fit, too
+        outputs = _tensors(_run_named(model, noise_like(example_input, model)))
+    check_runs(skeleton(model), without_values(example_input, images=2))
     for output, masked in zip(outputs, expected, strict=True):
         if output.is_floating_point():
             _compare(output, masked)
+
+
+def check_runs(bare: nn.Module, shapes: Example) -> None:
+    """Run a cut skeleton in train mode, where auxiliary heads run, too, on inputs without values.
+
+    Raises:
+        SurgeryError: it fails, in the layer that is named.
+    """
+    _run_named(bare.train(), shapes)
 
 
 def _compare(output: Tensor, expected: Tensor) -> None:
@@ -144,9 +153,10 @@ def _compare(output: Tensor, expected: Tensor) -> None:
         raise SurgeryError(f"cut network differs from the masked one by {difference:.2g}, more than {bound:.2g}")
 
 
-def _run_named(model: nn.Module, image: Tensor) -> Any:
+def _run_named(model: nn.Module, example: Example) -> Any:
     """Run a network; an error names the innermost layer that was running."""
-    names = {module: name for name, module in model.named_modules()}
+    # A scripted module takes no hooks; an error in it names the module around it.
+    names = {m: name for name, m in model.named_modules() if not isinstance(m, torch.jit.ScriptModule)}
     running: list[str] = []
     hooks: list[RemovableHandle] = []
     try:
@@ -154,7 +164,7 @@ def _run_named(model: nn.Module, image: Tensor) -> Any:
             hooks.append(module.register_forward_pre_hook(lambda m, _: running.append(names[m])))
             hooks.append(module.register_forward_hook(lambda *_: void(running.pop())))
         with torch.no_grad():
-            return model(image)
+            return run_on(model, example)
     except Exception as error:
         raise SurgeryError(f"cut network fails in layer '{running[-1] if running else ''}': {error}") from error
     finally:
@@ -164,13 +174,6 @@ def _run_named(model: nn.Module, image: Tensor) -> Any:
 
 def void(_: object) -> None:
     """Drop a value: a forward hook that returns one would replace the output."""
-
-
-def _random_like(example_input: Tensor, model: nn.Module) -> Tensor:
-    """Return two images of fixed noise, so that the check is the same each time and leaves the global RNG alone."""
-    parameter = next(model.parameters())
-    noise = torch.randn((2, *example_input.shape[1:]), generator=torch.Generator().manual_seed(0))
-    return noise.to(parameter.device, parameter.dtype)
 
 
 def _tensors(output: Any) -> list[Tensor]:

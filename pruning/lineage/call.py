@@ -35,6 +35,8 @@ class Call:
     lineage: Lineage
     followed: set[str] = field(default_factory=set)
     """Attributes among the arguments that a cut will lower."""
+    burned: bool = False
+    """Numbers that the code computes stand in the graph as plain numbers: any of them may follow a cut."""
 
     def argument(self, tree: tuple[Any, Any], index: int, name: str, default: Any = None) -> Any:
         """Return an argument by position or by name from one of the three views."""
@@ -203,7 +205,7 @@ def reshaped(call: Call, value: Tensor, sizes: Sequence[int | Count | None]) -> 
         lying = [dim for dim in old if varies(ids, dim)]
         if not lying:
             continue
-        free = _free(ids, sizes, [dim for dim in new if value.shape[dim] > 1])
+        free = _free(call, value, sizes, [dim for dim in new if value.shape[dim] > 1])
         if free is None or (len(old) > 1 and len(new) > 1):
             return unknown(call, value)
         if call.follows(sizes[free], ids):
@@ -221,9 +223,15 @@ def reshaped(call: Call, value: Tensor, sizes: Sequence[int | Count | None]) -> 
     return ids.reshape(value.shape)
 
 
-def _free(ids: Tensor, sizes: Sequence[int | Count | None], axes: Sequence[int]) -> int | None:
-    """Return the one of some new axes whose size follows a cut."""
-    known = set(ids.unique().tolist())
+def _free(call: Call, value: Tensor, sizes: Sequence[int | Count | None], axes: Sequence[int]) -> int | None:
+    """Return the one of some new axes whose size follows a cut; where numbers are burned in it is guessed: the longest.
+
+    A wrong guess makes groups whose cut fails; see `find_groups`.
+    """
+    if call.burned and len(axes) > 1:
+        longest = max(value.shape[dim] for dim in axes)
+        axes = [dim for dim in axes if value.shape[dim] == longest]
+    known = set(call.input.unique().tolist())
     told = {dim: sizes[dim] for dim in axes if not isinstance(sizes[dim], int)}
     sure = [dim for dim, size in told.items() if not isinstance(size, Count) or set(size.ids.tolist()) == known]
     attributes = [dim for dim in axes if isinstance(sizes[dim], Attribute)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
@@ -35,41 +35,52 @@ class Note:
     ids: Ids
 
 
-@dataclass
 class Lineage:
-    """Union-find over channel ids, and every axis that they sit on, in the order of the graph."""
+    """Union-find over channel ids, and every axis that they sit on, in the order of the graph.
 
-    _parents: list[int] = field(default_factory=list)
-    _pinned: dict[int, str] = field(default_factory=dict)
-    _coupled: set[int] = field(default_factory=set)
-    _notes: dict[tuple[str, int], Note] = field(default_factory=dict)
-    _whole: dict[str, str] = field(default_factory=dict)
-    _agreements: list[tuple[list[int], list[int], str]] = field(default_factory=list)
+    All ids of an axis are looked up at once: the table of parents has, last, an entry for FIXED, which is −1.
+
+    Attributes:
+        front_end: what traced the network.
+    """
+
+    def __init__(self, front_end: str = "torch.fx") -> None:
+        self.front_end = front_end
+        self._count = 0
+        self._parents: Ids = np.full(1024, FIXED, dtype=np.int64)
+        self._pins: list[tuple[Ids, str]] = []
+        self._coupled: list[Ids] = []
+        self._notes: dict[tuple[str, int], Note] = {}
+        self._whole: dict[str, str] = {}
+        self._agreements: list[tuple[Ids, Ids, str]] = []
 
     def fresh(self, count: int) -> Tensor:
         """Return `count` new ids, int64 `[count]`."""
-        start = len(self._parents)
-        self._parents.extend(range(start, start + count))
-        return torch.arange(start, start + count)
+        start, self._count = self._count, self._count + count
+        if self._count >= len(self._parents):
+            larger = np.full(2 * self._count, FIXED, dtype=np.int64)
+            larger[:start] = self._parents[:start]
+            self._parents = larger
+        self._parents[start : self._count] = np.arange(start, self._count)
+        return torch.arange(start, self._count)
 
-    def find(self, channel: int) -> int:
-        """Return the representative of an id; FIXED stands for itself."""
-        if channel == FIXED:
-            return FIXED
-        parents = self._parents
-        while parents[channel] != channel:
-            parents[channel] = parents[parents[channel]]
-            channel = parents[channel]
-        return channel
+    def find(self, channels: Ids) -> Ids:
+        """Return the representatives of ids of any shape; FIXED stands for itself."""
+        roots = self._parents[channels]
+        while True:
+            above = self._parents[roots]
+            if np.array_equal(above, roots):
+                return roots
+            roots = above
 
     def canonical(self, ids: Tensor) -> Tensor:
         """Return ids with those that were united made equal."""
         base = ids
         for dim in range(ids.dim()):
             base = base.narrow(dim, 0, 1) if ids.stride(dim) == 0 and ids.shape[dim] > 1 else base
-        known, inverse = base.unique(return_inverse=True)
-        roots = torch.tensor([self.find(channel) for channel in known.tolist()], dtype=torch.long)
-        return ids if torch.equal(roots, known) else roots[inverse].expand(ids.shape)
+        known = base.numpy()
+        roots = self.find(known)
+        return ids if np.array_equal(roots, known) else torch.from_numpy(roots).expand(ids.shape)
 
     def unite(self, first: Tensor, second: Tensor, reason: str, *, coupling: bool = False) -> None:
         """Make two vectors of ids the same channels, position by position; meeting FIXED pins.
@@ -80,27 +91,27 @@ class Lineage:
             reason: why, should it pin.
             coupling: the channels are tied through a sum, so the group is coupled.
         """
-        base = len(self._parents) + 1  # a pair as one number: faster to tell apart than rows
-        pairs = ((first.reshape(-1) - FIXED) * base + second.reshape(-1) - FIXED).unique()
-        for left, right in (divmod(pair, base) for pair in pairs.tolist()):
-            a, b = self.find(left + FIXED), self.find(right + FIXED)
-            if FIXED in (a, b):
-                self._pin(max(a, b), reason)
-                continue
-            if coupling:
-                self._coupled.update((a, b))
-            if a != b:
-                self._parents[max(a, b)] = min(a, b)
+        a, b = (np.atleast_1d(squeezed_together(ids, (first, second)).numpy()).reshape(-1) for ids in (first, second))
+        stuck = (a == FIXED) | (b == FIXED)
+        if stuck.any():
+            self._pin(np.maximum(a, b)[stuck], reason)
+            a, b = a[~stuck], b[~stuck]
+        if coupling:
+            self._coupled += [a, b]
+        while len(a):
+            a, b = self.find(a), self.find(b)
+            apart = a != b
+            a, b = a[apart], b[apart]
+            np.minimum.at(self._parents, np.maximum(a, b), np.minimum(a, b))
 
     def tie(self, table: Tensor, reason: str) -> None:
         """Unite all ids of each row of `[channels, members]`."""
-        for member in range(1, table.shape[1]):
-            self.unite(table[:, 0], table[:, member], reason)
+        if table.shape[1] > 1:
+            self.unite(table[:, :1].expand(-1, table.shape[1] - 1), table[:, 1:], reason)
 
     def pin(self, ids: Tensor, reason: str) -> None:
         """Exclude ids from every cut."""
-        for channel in ids.reshape(-1).unique().tolist():
-            self._pin(self.find(channel), reason)
+        self._pin(squeezed_together(ids, (ids,)).numpy().reshape(-1), reason)
 
     def pin_tensor(self, tensor: str, reason: str) -> None:
         """Exclude every channel that sits on a tensor, noted already or later."""
@@ -108,11 +119,11 @@ class Lineage:
 
     def agree(self, first: Tensor, second: Tensor, reason: str) -> None:
         """Exclude two sets of ids from every cut, unless they turn out to be the same channels in the end."""
-        self._agreements.append((first.unique().tolist(), second.unique().tolist(), reason))
+        self._agreements.append((first.unique().numpy(), second.unique().numpy(), reason))
 
     def couple(self, ids: Tensor) -> None:
         """Mark ids as tied through a concatenation."""
-        self._coupled.update(channel for channel in ids.reshape(-1).unique().tolist() if channel != FIXED)
+        self._coupled.append(ids.numpy().reshape(-1))
 
     def note(self, tensor: str, axis: int, role: Role, ids: Tensor) -> Tensor:
         """Record the ids on an axis and return them; a second visit (a layer used twice) unites with the first."""
@@ -120,7 +131,8 @@ class Lineage:
         if known is None:
             self._notes[tensor, axis] = Note(tensor, axis, role, ids.numpy().copy())
             return ids
-        self.unite(torch.from_numpy(known.ids), ids, f"'{tensor}' is used more than once, with other channels")
+        if not np.array_equal(known.ids, ids.numpy()):
+            self.unite(torch.from_numpy(known.ids), ids, f"'{tensor}' is used more than once, with other channels")
         return torch.from_numpy(known.ids)
 
     def noted(self, tensor: str, axis: int) -> Tensor | None:
@@ -130,31 +142,45 @@ class Lineage:
 
     def notes(self) -> Iterator[Note]:
         """Yield every noted axis with the representatives of its ids."""
-        roots = np.array([*map(self.find, range(len(self._parents))), FIXED], dtype=np.int64)
+        roots = self.find(np.append(np.arange(self._count), FIXED))
         for note in self._notes.values():
             yield Note(note.tensor, note.axis, note.role, roots[note.ids])  # FIXED, which is −1, finds the last
 
     def pinned(self) -> dict[int, str]:
         """Return representative → the first reason that pinned it."""
         reasons: dict[int, str] = {}
-        for channel, reason in self._pinned.items():
-            reasons.setdefault(self.find(channel), reason)
-        for note in self.notes():
+
+        def add(ids: Ids, reason: str) -> None:
+            for channel in np.unique(self.find(ids)).tolist():
+                if channel != FIXED:
+                    reasons.setdefault(channel, reason)
+
+        for ids, reason in self._pins:
+            add(ids, reason)
+        for note in self._notes.values():
             if note.tensor in self._whole:
-                reasons |= {int(channel): self._whole[note.tensor] for channel in note.ids if channel not in reasons}
+                add(note.ids, self._whole[note.tensor])
         for first, second, reason in self._agreements:
-            one, other = set(map(self.find, first)), set(map(self.find, second))
-            if one != other:
-                reasons |= {channel: reason for channel in (one | other) if channel not in reasons}
+            one, other = (np.unique(self.find(ids)) for ids in (first, second))
+            if not np.array_equal(one, other):
+                add(np.concatenate([one, other]), reason)
         return reasons
 
-    def coupled(self) -> set[int]:
+    def coupled(self) -> Ids:
         """Return the representatives that a sum or a concatenation ties."""
-        return {self.find(channel) for channel in self._coupled}
+        return np.unique(self.find(np.concatenate(self._coupled))) if self._coupled else np.empty(0, np.int64)
 
-    def _pin(self, root: int, reason: str) -> None:
-        if root != FIXED:
-            self._pinned.setdefault(root, reason)
+    def _pin(self, ids: Ids, reason: str) -> None:
+        if (ids != FIXED).any():
+            self._pins.append((np.unique(ids), reason))
+
+
+def squeezed_together(ids: Tensor, shape_of: tuple[Tensor, ...]) -> Tensor:
+    """Return ids without the dimensions along which several tensors are only spread out, so that none is copied."""
+    for dim in range(ids.dim()):
+        if ids.shape[dim] > 1 and all(other.stride(dim) == 0 for other in shape_of):
+            ids = ids.narrow(dim, 0, 1)
+    return ids
 
 
 def varies(ids: Tensor, dim: int) -> bool:

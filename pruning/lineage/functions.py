@@ -270,7 +270,7 @@ def _unflatten(call: Call, value: Tensor) -> Ids:
     if not isinstance(dim, int) or not isinstance(sizes, (tuple, list)):
         return unknown(call, value)
     dim %= call.input.dim()
-    inner = _told(sizes, counted if isinstance(counted, (tuple, list)) else [None] * len(sizes))
+    inner = _told(call, sizes, counted if isinstance(counted, (tuple, list)) else [None] * len(sizes))
     return reshaped(call, value, [*[None] * dim, *inner, *[None] * (call.input.dim() - dim - 1)])
 
 
@@ -396,17 +396,37 @@ def _item(call: Call, value: Any) -> Ids:
     return container[call.values[0][1]] if not any(True for _ in tensors(call.ids[0][1])) else unknown(call, value)
 
 
+def _select(call: Call, value: Tensor) -> Ids:
+    """`select` and `narrow`, of axes along which no channels lie."""
+    dim = call.argument(call.literal, 1, "dim")
+    return unknown(call, value) if not isinstance(dim, int) or varies(call.input, dim) else _moved(call, value)
+
+
+def _slice(call: Call, value: Tensor) -> Ids:
+    """`aten::slice`: from `start` to `end` along one axis."""
+    names = (("dim", 0), ("start", None), ("end", None), ("step", 1))
+    dim, *ends = (call.argument(call.literal, place, *name) for place, name in enumerate(names, start=1))
+    taken = slice(*ends)
+    if varies(call.input, dim) and not _takes_all(taken, call.input.shape[dim]):
+        return unknown(call, value)
+    return call.input[(slice(None),) * (dim % call.input.dim()) + (taken,)]
+
+
 def _runs(call: Call, entry: Any, axis: int) -> bool:
-    """Tell whether an index takes a run of channels whose ends are attributes: `[:, : self.width]`."""
-    if not isinstance(entry, slice) or entry.step not in (None, 1):
+    """Tell whether an index takes a run of channels: `[:, : self.width]`, or up to a literal, which pins those before.
+
+    A literal counted from the end, `[:, -8:]`, pins those behind it.
+    """
+    if not isinstance(entry, slice) or entry.step not in (None, 1) or call.burned:
         return False
     size = call.input.shape[axis]
     ends = [end for end in (entry.start or None, entry.stop) if end is not None and not _takes_all(slice(end), size)]
-    if not all(isinstance(end, Attribute) and end < size for end in ends):
+    if not all(isinstance(end, int) and -size < end < size for end in ends):
         return False
     channels = call.vector(call.input, axis)
     for end in ends:
-        call.counted(end, channels[:end])
+        if not call.counted(end, channels[:end]):
+            call.pin(channels[:end] if end > 0 else channels[end:], "the code says by a number which they are")
     return True
 
 
@@ -460,10 +480,12 @@ def _sizes(call: Call) -> list[int | Count | None]:
     values, ids = (args[1:] or (named.get("shape", named.get("size")),) for args, named in (call.values, call.ids))
     if len(values) == 1 and isinstance(values[0], (tuple, list)):
         values, ids = values[0], ids[0]
-    return _told(values, ids)
+    return _told(call, values, ids)
 
 
-def _told(values: Sequence[Any], ids: Sequence[Any]) -> list[int | Count | None]:
+def _told(call: Call, values: Sequence[Any], ids: Sequence[Any]) -> list[int | Count | None]:
+    if call.burned:
+        return [None] * len(values)
     pairs = zip(values, ids, strict=True)
     return [counted if isinstance(counted, Count) else None if size == -1 else size for size, counted in pairs]
 
@@ -492,17 +514,18 @@ _UNARY = (
     "dropout2d dropout3d alpha_dropout feature_dropout abs neg exp log sqrt rsqrt square pos contiguous clone "
     "detach to float half bfloat16 double type_as stochastic_depth nan_to_num requires_grad_ zeros_like "
     "ones_like erf sin cos reciprocal sign round floor ceil bool int long logical_not isnan bernoulli bernoulli_ "
-    "normal_ uniform_ fill_ zero_"
+    "normal_ uniform_ fill_ zero_ alias hardswish_ hardsigmoid_ feature_dropout_ feature_alpha_dropout"
 )
 _NEW = "new_empty new_zeros new_ones new_full new_tensor"
 _BINARY = (
     "add add_ iadd __add__ __radd__ sub sub_ isub mul mul_ imul __mul__ __rmul__ div div_ truediv itruediv "
-    "maximum minimum pow clamp clamp_ clip where masked_fill masked_fill_ addcmul lerp rsub __rsub__ __truediv__ lt le "
-    "gt ge eq ne logical_and logical_or"
+    "maximum minimum pow pow_ clamp clamp_ clip where masked_fill masked_fill_ addcmul lerp rsub __rsub__ __truediv__ "
+    "lt le gt ge eq ne logical_and logical_or"
 )
 _RESIZED = (
     "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
-    "adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d lp_pool2d interpolate upsample"
+    "adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d lp_pool2d interpolate upsample upsample_nearest2d "
+    "upsample_bilinear2d upsample_bicubic2d"
 )
 _REDUCED = "mean sum amax amin norm std var prod logsumexp"
 _MOVED = "transpose permute movedim swapaxes swapdims unsqueeze squeeze expand_as flip t"
@@ -531,6 +554,7 @@ FUNCTION_RULES: dict[str, Callable[[Call, Any], Ids]] = {
     "stack": _stack,
     "chunk": _parts,
     "split": _parts,
+    "split_with_sizes": _parts,
     "tensor_split": _parts,
     "getitem": _item,
     "view": _view,
@@ -545,6 +569,9 @@ FUNCTION_RULES: dict[str, Callable[[Call, Any], Ids]] = {
     "channel_shuffle": _channel_shuffle,
     "unbind": _unbind,
     "unflatten": _unflatten,
+    "select": _select,
+    "narrow": _select,
+    "slice": _slice,
     "pixel_shuffle": pixels_from_channels,
     "pixel_unshuffle": channels_from_pixels,
     "repeat": _repeat,

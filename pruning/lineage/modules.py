@@ -42,9 +42,17 @@ def apply_module(module: nn.Module, call: Call, value: Any) -> Ids:
 
 
 def _refused(module: nn.Module, call: Call, value: Any) -> Ids:
-    """Pin what goes in; a layer that would make channels is listed as one that does not."""
+    """Pin what goes in; layers that would make channels are listed as ones that do not."""
     if isinstance(module, (_ConvNd, nn.Linear)) and isinstance(value, Tensor):
         return refused(call, value, f"{call.place}.weight", 1 if isinstance(module, _ConvNd) else -1)
+    for name, layer in module.named_modules():
+        weight = getattr(layer, "weight", None)
+        if isinstance(layer, (_ConvNd, nn.Linear)) and isinstance(weight, Tensor):
+            makes = 1 if isinstance(layer, _ConvTransposeNd) else 0
+            made = call.lineage.note(
+                f"{call.place}.{name}.weight", makes, Role.MAKER, call.lineage.fresh(weight.shape[makes])
+            )
+            call.pin(made, f"'{call.name}' cannot be followed")
     return unknown(call, value)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -12,35 +12,91 @@ import torch
 from torch import Tensor, fx, nn
 
 from pruning.errors import GraphError
+from pruning.inputs import Example, as_arguments, without_values
 from pruning.lineage.attributes import mark
 from pruning.lineage.call import Call, Count, Weight, like, without_weights
-from pruning.lineage.channels import Lineage, fixed
+from pruning.lineage.channels import Lineage
+from pruning.lineage.exported import exported_graph, overload_name
 from pruning.lineage.functions import apply_function
 from pruning.lineage.modules import MODULE_RULES, apply_module
 
+EXPORT = "torch.export"
+"""The front end that burns numbers in."""
 
-def follow(model: nn.Module, example_input: Tensor) -> Lineage:
+
+def follow(model: nn.Module, example_input: Example) -> Lineage:
     """Follow every channel of a network through its train and its eval graph; the network is left as found.
 
-    Only shapes are computed, on a skeleton without weights: no memory, no arithmetic, no random number.
+    Only shapes are computed, on a skeleton without weights: no memory, no arithmetic, no random number. A network that
+    torch.fx cannot trace is traced by torch.export; failing that by torch.fx again, with modules that do not trace left
+    whole.
 
     Args:
-        model: a network that torch.fx can trace.
-        example_input: `[images, channels, height, width]`; only shape and type matter.
+        model: the network.
+        example_input: `[images, channels, height, width]`, or several inputs; only shapes and types matter.
 
     Raises:
         GraphError: it cannot be traced, or does not take such an input.
     """
-    bare = skeleton(model)
-    mark(bare, tuple(MODULE_RULES))
     # Two images: a batch of one makes the batch axis look like a broadcast axis.
-    image = torch.empty((2, *example_input.shape[1:]), dtype=example_input.dtype, device="meta")
-    lineage = Lineage()
+    example = without_values(example_input, images=2)
+    first: GraphError | None = None
+    for front_end in (by_fx, by_export, by_fx_with_opaque_modules):
+        bare = skeleton(model)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                return front_end(bare, example)
+        except UntraceableError as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+class UntraceableError(GraphError):
+    """A front end cannot trace a network; another one may."""
+
+
+def by_fx(bare: nn.Module, example: Example) -> Lineage:
+    """Follow the channels of a skeleton through the graphs of torch.fx."""
+    mark(bare, tuple(MODULE_RULES))
+    return _followed(bare, example, Lineage(), lambda: trace(bare, example=example))
+
+
+def by_export(bare: nn.Module, example: Example) -> Lineage:
+    """Follow the channels of a skeleton through the graphs of torch.export."""
+
+    def graph() -> fx.Graph:
+        try:
+            return exported_graph(bare, example, is_whole)
+        except Exception as error:
+            raise UntraceableError(f"{type(bare).__name__}: cannot be exported: {first_line(error)}") from error
+
+    return _followed(bare, example, Lineage(front_end=EXPORT), graph)
+
+
+def by_fx_with_opaque_modules(bare: nn.Module, example: Example) -> Lineage:
+    """Follow the channels of a skeleton around the innermost modules that torch.fx cannot trace."""
+    mark(bare, tuple(MODULE_RULES))
+    opaque: set[str] = set()
+    while True:
+        tracer = Tracer(opaque)
+        try:
+            trace(bare, tracer, example)
+        except UntraceableError:
+            if not tracer.failed or tracer.failed in opaque:
+                raise
+            opaque.add(tracer.failed)
+        else:
+            break
+    lineage = Lineage(front_end=f"torch.fx without a look into {', '.join(sorted(opaque))}")
+    return _followed(bare, example, lineage, lambda: trace(bare, Tracer(opaque), example))
+
+
+def _followed(bare: nn.Module, example: Example, lineage: Lineage, graph: Callable[[], fx.Graph]) -> Lineage:
     _pin_shared(bare, lineage)
-    with torch.random.fork_rng(devices=[]):
-        for training in (True, False):
-            bare.train(training)
-            _run(trace(bare), bare, image, lineage)
+    for training in (True, False):
+        bare.train(training)
+        _run(graph(), bare, example, lineage)
     return lineage
 
 
@@ -79,28 +135,72 @@ def _pin_shared(model: nn.Module, lineage: Lineage) -> None:
             lineage.pin_tensor(name, f"'{first}' is also '{others[0]}'")
 
 
+def is_whole(module: nn.Module) -> bool:
+    """Return whether a module is one node of the graph: one that has a rule, or one of torch's own."""
+    return isinstance(module, tuple(MODULE_RULES)) or (
+        type(module).__module__.startswith(("torch.nn", "torch.ao.nn")) and not isinstance(module, nn.Sequential)
+    )
+
+
 class Tracer(fx.Tracer):
-    """Keeps every module that has a rule whole, and torch's own modules; follows buffers like parameters."""
+    """Keeps every module that has a rule whole, and torch's own modules; follows buffers like parameters.
+
+    Args:
+        opaque: names of further modules that are kept whole.
+
+    Attributes:
+        failed: the innermost module that was being traced when tracing failed.
+    """
 
     proxy_buffer_attributes = True
 
+    def __init__(self, opaque: Collection[str] = ()) -> None:
+        super().__init__()
+        self.failed = ""
+        self._opaque = opaque
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Return whether a module is one node of the graph."""
-        return isinstance(m, tuple(MODULE_RULES)) or super().is_leaf_module(m, module_qualified_name)
+        return module_qualified_name in self._opaque or is_whole(m)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Trace one call of a module."""
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.failed = self.failed or self.path_of_module(m)
+            raise
 
 
-def trace(model: nn.Module, tracer: fx.Tracer | None = None) -> fx.Graph:
-    """Trace a network in the mode that it is in; inputs with a default value stay at it.
+def trace(model: nn.Module, tracer: fx.Tracer | None = None, example: Example | None = None) -> fx.Graph:
+    """Trace a network in the mode that it is in; inputs that the example lacks stay at their default values.
+
+    Args:
+        model: the network.
+        tracer: one of one's own.
+        example: inputs; without, one.
 
     Raises:
-        GraphError: it cannot be traced.
+        UntraceableError: it cannot be traced.
     """
+    given = _given(model, () if example is None else example)
     inputs = list(inspect.signature(model.forward).parameters.values())
-    defaults = {extra.name: extra.default for extra in inputs[1:] if extra.default is not extra.empty}
+    defaults = {extra.name: extra.default for extra in inputs if extra.default is not extra.empty}
     try:
-        return (tracer or Tracer()).trace(model, concrete_args=defaults)
+        return (tracer or Tracer()).trace(
+            model, concrete_args={name: value for name, value in defaults.items() if name not in given}
+        )
     except Exception as error:  # whatever the network's own forward raises under tracing
-        raise GraphError(f"{type(model).__name__}: cannot be traced: {first_line(error)}") from error
+        raise UntraceableError(f"{type(model).__name__}: cannot be traced: {first_line(error)}") from error
+
+
+def _given(model: nn.Module, example: Example) -> dict[str, Any]:
+    """Return inputs by their names in the network's forward."""
+    args, kwargs = as_arguments(example)
+    names = list(inspect.signature(model.forward).parameters)
+    return dict(zip(names, args or ((None,) if not kwargs else ()), strict=False)) | kwargs
 
 
 def first_line(error: Exception) -> str:
@@ -108,13 +208,14 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _run(graph: fx.Graph, model: nn.Module, image: Tensor, lineage: Lineage) -> None:
+def _run(graph: fx.Graph, model: nn.Module, example: Example, lineage: Lineage) -> None:
+    given = list(as_arguments(example)[0]), as_arguments(example)[1]
     values: dict[fx.Node, Any] = {}
     ids: dict[fx.Node, Any] = {}
     for node in graph.nodes:
         try:
             with torch.no_grad():
-                values[node], ids[node] = _step(node, model, image, lineage, values, ids)
+                values[node], ids[node] = _step(node, model, given, lineage, values, ids)
         except GraphError:
             raise
         except Exception as error:
@@ -125,14 +226,14 @@ def _run(graph: fx.Graph, model: nn.Module, image: Tensor, lineage: Lineage) -> 
 def _step(
     node: fx.Node,
     model: nn.Module,
-    image: Tensor,
+    given: tuple[list[Any], dict[str, Any]],
     lineage: Lineage,
     values: dict[fx.Node, Any],
     ids: dict[fx.Node, Any],
 ) -> tuple[Any, Any]:
     """Return the value and the ids of one node of the graph."""
     if node.op == "placeholder":
-        return _placeholder(node, image, first=not values)
+        return _placeholder(node, *given)
     if node.op == "get_attr":
         return _attribute(str(node.target), model, lineage)
     args, kwargs = look_up((node.args, node.kwargs), values)
@@ -143,6 +244,7 @@ def _step(
         values=(args, kwargs),
         ids=_canonical(look_up((node.args, node.kwargs), ids), lineage),
         lineage=lineage,
+        burned=lineage.front_end == EXPORT,
     )
     if node.op == "output":
         call.pin(call.ids, "the network's output")
@@ -179,15 +281,20 @@ def _attribute(name: str, model: nn.Module, lineage: Lineage) -> tuple[Any, Any]
     return constant, like(constant)  # written in the code: it does not follow a cut
 
 
-def _placeholder(node: fx.Node, image: Tensor, *, first: bool) -> tuple[Any, Any]:
-    if first:
-        return image, fixed(image.shape)
+def _placeholder(node: fx.Node, in_order: list[Any], by_name: dict[str, Any]) -> tuple[Any, Any]:
+    """Return the next input; its channels are nobody's to cut."""
+    name = str(node.target)
+    if name in by_name or in_order:
+        value = by_name[name] if name in by_name else in_order.pop(0)
+        return value, like(value)
     if node.args:  # an input with a default value stays at its default
         return node.args[0], None
     raise GraphError(f"forward: expected one input without a default, got another: '{node.name}'")
 
 
 def _name(node: fx.Node) -> str:
+    if isinstance(node.target, torch._ops.OpOverload):
+        return overload_name(node.target)
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from zeroing import distance, half, random_ranking, randomise, zeroed
 
 from pruning.cost import CostModel, count_cost
-from pruning.groups import find_groups
+from pruning.finding import find_groups
 from pruning.surgery import prune
 
 Middle = Callable[["Body", Tensor], Tensor]

@@ -29,15 +29,15 @@ from two_heads import held
 
 from pruning.auxiliary import AuxiliaryLosses
 from pruning.blocks import block_names
+from pruning.cutting import remove
 from pruning.errors import CheckpointError, DataError, OptionError, PruningError, UnknownNameError
+from pruning.finding import find_groups
 from pruning.finetune import TrainingError, fine_tune
-from pruning.groups import find_groups
 from pruning.losses import CrossEntropy
 from pruning.models import build_model
 from pruning.placement import even_positions, possible_counts
 from pruning.policy import AuxiliaryPlacement, ModelSpec
 from pruning.stagewise import fine_tune_s1, train_heads
-from pruning.surgery import remove
 
 
 class Wrapped(nn.Module):

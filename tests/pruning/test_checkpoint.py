@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pruning.checkpoint import hash_weights, load_pruned, load_weights, read_state_dict, save_pruned, save_weights
 from pruning.errors import CheckpointError, PolicyError
-from pruning.groups import find_groups
+from pruning.finding import find_groups
 from pruning.models import build_model
 from pruning.policy import ModelSpec, Policy
 from pruning.ranking import NestedRanking

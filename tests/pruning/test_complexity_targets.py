@@ -19,7 +19,8 @@ from torch import nn
 
 from pruning.cost import Cost, CostModel, count_cost
 from pruning.criteria import CRITERIA
-from pruning.groups import ChannelGroups, find_groups
+from pruning.finding import find_groups
+from pruning.groups import ChannelGroups
 from pruning.models import build_model, input_shape, paper_groups
 from pruning.policy import ModelSpec
 from pruning.surgery import prune

@@ -22,7 +22,7 @@ from zeroing import half, random_ranking
 
 from pruning.cost import Cost, CostModel, count_cost
 from pruning.errors import GraphError, UnknownNameError
-from pruning.groups import find_groups
+from pruning.finding import find_groups
 from pruning.models import build_model
 from pruning.policy import ModelSpec
 from pruning.surgery import prune

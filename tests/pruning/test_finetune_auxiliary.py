@@ -22,13 +22,13 @@ from three_blocks import (
 from torch import Tensor
 from two_heads import held
 
+from pruning.cutting import remove
 from pruning.errors import CheckpointError, DataError, OptionError, PruningError
+from pruning.finding import find_groups
 from pruning.finetune import fine_tune
-from pruning.groups import find_groups
 from pruning.losses import distance_from_teacher
 from pruning.policy import Recipe
 from pruning.stagewise import fine_tune_s1
-from pruning.surgery import remove
 
 
 def recipe(kind: str, **changes) -> Recipe:

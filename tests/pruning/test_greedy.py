@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from pruning.errors import RankingError, SurgeryError
+from pruning.finding import find_groups
 from pruning.greedy import FittingRanking, GreedyRanking
-from pruning.groups import find_groups
 from pruning.ranking import load_ranking, write_ranking
 from pruning.surgery import prune
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from two_heads import IMAGES, TwoHeads, held
 
 from pruning.errors import PolicyError, UnknownNameError
-from pruning.groups import ChannelGroup, ChannelGroups, Slice, find_groups
+from pruning.finding import find_groups
+from pruning.groups import ChannelGroup, ChannelGroups, Slice
 from pruning.models import build_model
 from pruning.policy import ModelSpec
 

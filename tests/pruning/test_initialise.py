@@ -10,14 +10,14 @@ from three_blocks import make_net, weights
 from torch import nn
 from two_heads import held
 
+from pruning.cutting import remove
 from pruning.data import load_data
 from pruning.errors import ModelError
+from pruning.finding import find_groups
 from pruning.finetune import evaluate, fine_tune
-from pruning.groups import find_groups
 from pruning.initialise import draw_weights
 from pruning.models import build_model
 from pruning.policy import ModelSpec, Recipe
-from pruning.surgery import remove
 
 
 def trained(name: str = "resnet20") -> nn.Module:

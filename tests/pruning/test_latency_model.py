@@ -19,7 +19,8 @@ from pruning import latency_model
 from pruning.allocation.budget import project
 from pruning.cost import Cost, CostModel, count_cost
 from pruning.errors import OptionError, PolicyError
-from pruning.groups import ChannelGroups, find_groups
+from pruning.finding import find_groups
+from pruning.groups import ChannelGroups
 from pruning.latency_model import LatencyModel, draw_widths, measure_widths
 
 IMAGES = torch.zeros(2, 3, 8, 8)

@@ -15,7 +15,8 @@ from two_heads import held
 from zeroing import distance, random_ranking, randomise, zeroed
 
 from pruning.cost import CostModel, count_cost
-from pruning.groups import ChannelGroups, find_groups
+from pruning.finding import find_groups
+from pruning.groups import ChannelGroups
 from pruning.layers import ChannelPad
 from pruning.surgery import prune
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from zeroing import distance, half, random_ranking, randomise, zeroed
 
 from pruning.errors import GraphError
-from pruning.groups import find_groups
+from pruning.finding import find_groups
 from pruning.layers import ChannelPad
 from pruning.surgery import prune
 
@@ -267,9 +267,19 @@ def roll_along_channels(net: Body, x: Tensor) -> Tensor:
     return net.b(torch.roll(x, 1, dims=1))
 
 
-@pinned(lambda: {"b": convolution(4, 8)}, b=8)
+@followed(a=5, b=8, pins={"a": "the code says by a number which they are"})
+def parts_up_to_and_from_a_literal(net: Body, x: Tensor) -> Tensor:
+    return net.b(torch.cat([x[:, 3:], x[:, :3]], dim=1))
+
+
+@followed(a=6, b=8, pins={"a": "the code says by a number which they are"})
+def parts_counted_from_the_end(net: Body, x: Tensor) -> Tensor:
+    return net.b(torch.cat([x[:, -2:], x[:, :-2]], dim=1))
+
+
+@pinned(lambda: {"b": convolution(4, 8)}, b=8, why="")
 def slice_of_literal_length(net: Body, x: Tensor) -> Tensor:
-    return net.b(x[:, :4])
+    return net.b(x[:, :4])  # nothing reads the others
 
 
 @pinned(b=8)

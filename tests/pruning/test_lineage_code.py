@@ -10,7 +10,7 @@ from bodies import IMAGES, Body, Cases, check_case, check_groups, convolution
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pruning.groups import find_groups
+from pruning.finding import find_groups
 from pruning.ranking import NestedRanking
 from pruning.surgery import prune
 
@@ -89,7 +89,7 @@ def number_that_is_also_computed_with(net: Body, x: Tensor) -> Tensor:
     return net.b(x[:, : net.width] + x[:, net.width :]) * net.width
 
 
-@pinned(lambda: {"b": convolution(4, 8)}, b=8)
+@pinned(lambda: {"b": convolution(4, 8)}, b=8, why="")
 def slice_from_the_end(net: Body, x: Tensor) -> Tensor:
     return net.b(x[:, -4:])
 

@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from pruning.errors import RankingError
-from pruning.groups import ChannelGroup, ChannelGroups, Slice, find_groups
+from pruning.finding import find_groups
+from pruning.groups import ChannelGroup, ChannelGroups, Slice
 from pruning.map_scores import MapScores
 from pruning.streaming import Request, observe
 

@@ -5,7 +5,7 @@ import torch
 from torch import fx, nn
 
 from pruning.errors import ModelError, OptionError, UnknownNameError
-from pruning.groups import find_groups
+from pruning.finding import find_groups
 from pruning.layers import ChannelPad
 from pruning.models import MODELS, build_model, input_shape, model_names, paper_groups
 from pruning.models.torchvision_models import PAPER_GROUPS

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from pruning.errors import PolicyError
-from pruning.groups import find_groups
+from pruning.finding import find_groups
 from pruning.policy import CriterionSpec, ModelSpec, Policy, Recipe, load_policy
 
 EXAMPLES = settings(deadline=None, derandomize=True)

@@ -15,7 +15,7 @@ from pruning import ranking as ranking_module
 from pruning.allocation import ALLOCATIONS
 from pruning.cost import CostModel
 from pruning.errors import RankingError
-from pruning.groups import find_groups
+from pruning.finding import find_groups
 from pruning.ranking import NestedRanking, QuadraticRanking, Ranking, load_ranking
 
 

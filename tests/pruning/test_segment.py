@@ -10,7 +10,7 @@ from two_heads import TwoHeads, held
 
 from pruning.blocks import watched
 from pruning.errors import GraphError
-from pruning.groups import find_groups
+from pruning.finding import find_groups
 from pruning.lineage import Traced
 from pruning.models import build_model
 from pruning.policy import ModelSpec

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pruning.errors import RankingError
-from pruning.groups import find_groups
+from pruning.finding import find_groups
 from pruning.modes import batch_statistics
 from pruning.streaming import Request, observe
 

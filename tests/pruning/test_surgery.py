@@ -16,14 +16,16 @@ from torch.nn import functional as F
 from two_heads import IMAGES, TwoHeads, held
 from zeroing import distance, half, random_ranking, randomise, zeroed
 
+import pruning.cutting
 import pruning.masking
-import pruning.surgery
+from pruning.cutting import remove
 from pruning.errors import PolicyError, PruningError, RankingError, SurgeryError
-from pruning.groups import ChannelGroups, Slice, find_groups
+from pruning.finding import find_groups
+from pruning.groups import ChannelGroups, Slice
 from pruning.models import build_model
 from pruning.policy import ModelSpec, Policy
 from pruning.ranking import NestedRanking
-from pruning.surgery import prune, remove
+from pruning.surgery import prune
 
 
 def two_heads() -> nn.Module:
@@ -245,7 +247,7 @@ def test_whatever_stops_a_cut_leaves_everything_as_it_was(
     network = two_heads()
     groups, before, random = find_groups(network, IMAGES), held(network), torch.get_rng_state()
     values = copy.deepcopy(network.state_dict())
-    module = pruning.surgery if hasattr(pruning.surgery, place) else pruning.masking
+    module = pruning.cutting if hasattr(pruning.cutting, place) else pruning.masking
     monkeypatch.setattr(module, place, stop_at(count, getattr(module, place), error))
     with pytest.raises(type(error)):
         prune(network, half(groups), random_ranking(groups), groups=groups, example_input=IMAGES)

@@ -12,7 +12,7 @@ from zeroing import distance, half, outputs, random_ranking, randomise, zeroed
 
 from pruning.checkpoint import load_pruned, save_pruned
 from pruning.cost import CostModel, count_cost
-from pruning.groups import find_groups
+from pruning.finding import find_groups
 from pruning.models import build_model
 from pruning.policy import ModelSpec, Policy
 from pruning.surgery import prune

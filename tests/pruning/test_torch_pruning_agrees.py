@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from zeroing import distance, half, random_ranking, randomise
 
-from pruning.groups import find_groups
+from pruning.cutting import remove
+from pruning.finding import find_groups
 from pruning.models import build_model
 from pruning.policy import ModelSpec
-from pruning.surgery import remove
 
 tp = pytest.importorskip("torch_pruning")
 

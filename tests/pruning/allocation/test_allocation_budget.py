@@ -11,7 +11,8 @@ from pruning.allocation.budget import TOLERANCE, project
 from pruning.allocation.trades import REACHES
 from pruning.cost import Cost, CostModel
 from pruning.errors import OptionError, PolicyError
-from pruning.groups import ChannelGroup, ChannelGroups, find_groups
+from pruning.finding import find_groups
+from pruning.groups import ChannelGroup, ChannelGroups
 
 REACH = max(REACHES)
 MODERATE = settings(max_examples=80, deadline=None)

@@ -7,7 +7,7 @@ from torch import nn
 from pruning.allocation import ALLOCATIONS
 from pruning.cost import CostModel
 from pruning.errors import OptionError, PolicyError, RankingError
-from pruning.groups import find_groups
+from pruning.finding import find_groups
 from pruning.ranking import NestedRanking
 
 IMAGE = torch.zeros(1, 3, 12, 12)

@@ -9,7 +9,7 @@ from pruning.allocation import ALLOCATIONS
 from pruning.cost import CostModel
 from pruning.criteria import CRITERIA
 from pruning.errors import OptionError, PolicyError, RankingError
-from pruning.groups import find_groups
+from pruning.finding import find_groups
 from pruning.path_ranking import PathRanking
 from pruning.policy import CriterionSpec
 from pruning.ranking import NestedRanking

@@ -8,7 +8,7 @@ from torch import nn
 from pruning.allocation import ALLOCATIONS
 from pruning.cost import CostModel
 from pruning.errors import OptionError, RankingError
-from pruning.groups import find_groups
+from pruning.finding import find_groups
 from pruning.ranking import NestedRanking, QuadraticRanking
 
 IMAGE = torch.zeros(1, 3, 8, 8)

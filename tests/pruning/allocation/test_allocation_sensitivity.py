@@ -14,7 +14,7 @@ from pruning.cost import CostModel
 from pruning.criteria import CRITERIA
 from pruning.curves import Curve, SensitivityRanking
 from pruning.errors import OptionError, PolicyError, RankingError
-from pruning.groups import find_groups
+from pruning.finding import find_groups
 from pruning.policy import CriterionSpec
 from pruning.ranking import NestedRanking
 

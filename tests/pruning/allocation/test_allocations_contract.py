@@ -11,8 +11,9 @@ from pruning.cost import CostModel
 from pruning.criteria import CRITERIA
 from pruning.curves import Curve, SensitivityRanking
 from pruning.errors import OptionError, PolicyError
+from pruning.finding import find_groups
 from pruning.greedy import GreedyRanking
-from pruning.groups import ChannelGroups, find_groups
+from pruning.groups import ChannelGroups
 
 IMAGE = torch.zeros(1, 3, 16, 16)
 

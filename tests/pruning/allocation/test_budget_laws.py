@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from pruning.allocation.budget import TOLERANCE, project
 from pruning.cost import CostModel
 from pruning.errors import PolicyError, UnknownNameError
-from pruning.groups import ChannelGroups, find_groups
+from pruning.finding import find_groups
+from pruning.groups import ChannelGroups
 
 LAW = settings(max_examples=60, deadline=None)
 IMAGE = torch.zeros(2, 3, 8, 8)

@@ -8,8 +8,8 @@ from torch import nn
 
 from pruning.criteria import CRITERIA
 from pruning.errors import OptionError, RankingError
+from pruning.finding import find_groups
 from pruning.greedy import GreedyRanking
-from pruning.groups import find_groups
 from pruning.ranking import NestedRanking, Ranking
 
 IMAGE = torch.zeros(1, 3, 8, 8, dtype=torch.float64)

@@ -14,7 +14,7 @@ from torch import nn
 from pruning.criteria import CRITERIA, rank_together
 from pruning.criteria.apib import APIB
 from pruning.errors import OptionError, RankingError
-from pruning.groups import find_groups
+from pruning.finding import find_groups
 from pruning.lasso_path import solve_path
 from pruning.modes import batch_statistics
 

@@ -5,7 +5,7 @@ from small_networks import IMAGE, Residual, batches, chain, inputs_of, pictures,
 from pruning.criteria import CRITERIA, rank_together
 from pruning.criteria.apoz import APoZ
 from pruning.errors import OptionError, RankingError
-from pruning.groups import find_groups
+from pruning.finding import find_groups
 
 
 @pytest.fixture(autouse=True)

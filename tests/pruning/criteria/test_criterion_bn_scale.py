@@ -8,7 +8,8 @@ from torch import nn
 
 from pruning.criteria import CRITERIA
 from pruning.errors import RankingError
-from pruning.groups import ChannelGroup, ChannelGroups, Slice, find_groups
+from pruning.finding import find_groups
+from pruning.groups import ChannelGroup, ChannelGroups, Slice
 
 FEW = settings(max_examples=30, deadline=None)
 scales = st.lists(st.floats(-4, 4, width=32), min_size=2, max_size=6)

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from pruning.criteria import CRITERIA
 from pruning.errors import OptionError, RankingError
-from pruning.groups import ChannelGroup, ChannelGroups, Slice, find_groups, tensor_of
+from pruning.finding import find_groups
+from pruning.groups import ChannelGroup, ChannelGroups, Slice, tensor_of
 from pruning.statistics import reader_gates
 
 

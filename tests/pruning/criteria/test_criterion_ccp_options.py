@@ -14,7 +14,8 @@ from torch.func import functional_call, jacrev
 from pruning.auxiliary import AuxiliaryLosses
 from pruning.criteria import CRITERIA
 from pruning.errors import DataError, OptionError
-from pruning.groups import find_groups, tensor_of
+from pruning.finding import find_groups
+from pruning.groups import tensor_of
 from pruning.policy import AuxiliaryPlacement
 from pruning.ranking import QuadraticRanking, load_ranking
 from pruning.statistics import closed_gates

@@ -6,7 +6,7 @@ from torch import nn
 
 from pruning.criteria.chip import CHIP
 from pruning.errors import OptionError, RankingError
-from pruning.groups import find_groups
+from pruning.finding import find_groups
 from pruning.spectra import nuclear_drops
 
 

@@ -9,7 +9,8 @@ from torch import nn
 
 from pruning.criteria import CRITERIA
 from pruning.errors import OptionError, RankingError
-from pruning.groups import ChannelGroup, ChannelGroups, Slice, find_groups, tensor_of
+from pruning.finding import find_groups
+from pruning.groups import ChannelGroup, ChannelGroups, Slice, tensor_of
 from pruning.information import HIDDEN, Critic, normalised_hsic
 
 each_network = pytest.mark.parametrize("make", GATED)

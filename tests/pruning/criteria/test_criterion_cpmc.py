@@ -8,7 +8,7 @@ from small_networks import IMAGE, Residual, chain, pictures, prepared
 from pruning import count_cost, prune
 from pruning.criteria import CRITERIA
 from pruning.errors import OptionError, RankingError
-from pruning.groups import find_groups
+from pruning.finding import find_groups
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,8 @@ from pruning.criteria import CRITERIA
 from pruning.criteria.dcp import DCP
 from pruning.discrimination.search import reference_width
 from pruning.errors import DataError, OptionError, RankingError
-from pruning.groups import ChannelGroup, find_groups
+from pruning.finding import find_groups
+from pruning.groups import ChannelGroup
 from pruning.surgery import prune
 
 LARGE = {"learning_rate": 0.1}

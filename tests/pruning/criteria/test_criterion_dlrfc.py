@@ -12,7 +12,7 @@ from torch import nn
 from pruning.criteria import CRITERIA
 from pruning.criteria.dlrfc import _Top
 from pruning.errors import OptionError, RankingError
-from pruning.groups import find_groups
+from pruning.finding import find_groups
 
 FEW = settings(max_examples=60, deadline=None)
 

@@ -6,7 +6,7 @@ from torch import nn
 from pruning.criteria import rank_together
 from pruning.criteria.hrank import HRank
 from pruning.errors import OptionError, RankingError
-from pruning.groups import find_groups
+from pruning.finding import find_groups
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from torch import nn
 from pruning import ModelSpec, load_ranking, prune
 from pruning.criteria import CRITERIA
 from pruning.errors import OptionError, RankingError
-from pruning.groups import find_groups
+from pruning.finding import find_groups
 from pruning.models import build_model
 from pruning.reconstruction import contract, gram_of_contributions, inner_products, lasso_order, least_squares
 from pruning.refitting import ReconstructionRanking

@@ -9,7 +9,7 @@ from pruning.criteria import CRITERIA
 from pruning.criteria.dcp import DCP
 from pruning.criteria.random_dcp import RandomDCP
 from pruning.errors import OptionError, RankingError
-from pruning.groups import find_groups
+from pruning.finding import find_groups
 
 
 @pytest.fixture

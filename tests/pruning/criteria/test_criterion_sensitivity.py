@@ -5,7 +5,7 @@ from small_networks import IMAGE, Residual, batches, chain, pictures, prepared
 from pruning.criteria import CRITERIA
 from pruning.curves import SensitivityRanking
 from pruning.errors import OptionError, RankingError, UnknownNameError
-from pruning.groups import find_groups
+from pruning.finding import find_groups
 from pruning.sensitivity import SHARES, curves_of, measure_sensitivity
 
 

@@ -12,7 +12,8 @@ from pruning import load_ranking, prune
 from pruning.criteria import CRITERIA
 from pruning.criteria.thinet import adding_order, removal_order
 from pruning.errors import OptionError, RankingError
-from pruning.groups import ChannelGroup, ChannelGroups, Slice, find_groups
+from pruning.finding import find_groups
+from pruning.groups import ChannelGroup, ChannelGroups, Slice
 from pruning.refitting import ReconstructionRanking
 
 

@@ -6,7 +6,7 @@ from small_networks import IMAGE, Residual, pictures, prepared
 
 from pruning import criteria
 from pruning.criteria import CRITERIA, in_parts
-from pruning.groups import find_groups
+from pruning.finding import find_groups
 
 CASES = [("taylor", {}), ("ccp", {}), ("cpgmi", {}), ("cpgmi", {"estimate": "mine", "steps": 5})]
 

@@ -10,8 +10,9 @@ from torch import nn
 from pruning.batchnorm import recalibrate
 from pruning.criteria import CRITERIA
 from pruning.errors import DataError, OptionError, RankingError
+from pruning.finding import find_groups
 from pruning.finetune import evaluate
-from pruning.groups import ChannelGroup, find_groups
+from pruning.groups import ChannelGroup
 from pruning.models.resnet_cifar import ResNetCifar
 from pruning.ranking import NestedRanking
 from pruning.sensitivity import check_shares, curves_of, measure_sensitivity, widths_at

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from pruning.auxiliary import AuxiliaryLosses
 from pruning.data import Pixels, TensorSplit
 from pruning.errors import OptionError
+from pruning.finding import find_groups
 from pruning.finetune import fine_tune
 from pruning.greedy import GreedyRanking
-from pruning.groups import ChannelGroups, find_groups, tensor_of
+from pruning.groups import ChannelGroups, tensor_of
 from pruning.methods.dcp_schedules import joint_schedule, stage_groups, stagewise_schedule
 from pruning.models import build_model
 from pruning.policy import AuxiliaryPlacement, ModelSpec, Recipe
