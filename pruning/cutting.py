@@ -52,28 +52,33 @@ def remove(
 
 
 def _removed(groups: ChannelGroups, kept: Mapping[str, Sequence[int]]) -> Places:
-    places: dict[tuple[str, int], set[int]] = {}
+    places: Places = {}
     groups.check_widths({name: len(set(indices)) for name, indices in kept.items()})
     for name, indices in kept.items():
         group = groups[name]
         if list(indices) != sorted(set(indices)) or not 0 <= indices[0] <= indices[-1] < group.width:
             raise SurgeryError(f"kept.{name}: expected ascending indices below {group.width}, got {list(indices)}")
         gone = sorted(set(range(group.width)).difference(indices))
-        for part in group.slices:
-            positions = places.setdefault((part.tensor, part.axis), set())
-            positions.update(position for channel in gone for position in part.positions[channel])
-    return {place: sorted(positions) for place, positions in places.items() if positions}
+        known: dict[int, list[int]] = {}  # many slices have the same positions, as one object
+        for part in group.slices if gone else ():
+            if id(part.positions) not in known:
+                known[id(part.positions)] = [position for channel in gone for position in part.positions[channel]]
+            places.setdefault((part.tensor, part.axis), []).extend(known[id(part.positions)])
+    return {place: sorted(positions) for place, positions in places.items()}
 
 
 def _check_sizes(model: nn.Module, groups: ChannelGroups, kept: Mapping[str, Sequence[int]]) -> None:
     """Refuse a network that `groups` does not speak of, such as one that was cut before."""
+    last: dict[int, int] = {}
     for part in (part for name in kept for part in groups[name].slices):
         try:
             whole = attribute_of(model.get_submodule(part.layer), part.tensor.rpartition(".")[2])
         except (AttributeError, IndexError):
             raise SurgeryError(f"'{part.tensor}': expected a parameter or a buffer, got none") from None
         size = whole if isinstance(whole, int) else whole.shape[part.axis]
-        needed = 1 + max(max(positions) for positions in part.positions)
+        if id(part.positions) not in last:
+            last[id(part.positions)] = max(map(max, part.positions))
+        needed = 1 + last[id(part.positions)]
         if size < needed:
             raise SurgeryError(f"'{part.tensor}': expected {needed} channels, got {size}; was the network cut before?")
 

@@ -69,11 +69,11 @@ class ChannelGroup:
         return (*self.makers, *self.carried, *self.readers)
 
     def filters(self, model: nn.Module) -> Tensor:
-        """Return the weights that make each channel, side by side, `[channels, weights]`, in the weights' type."""
+        """Return the weights that make each channel, side by side, `[channels, weights]`; perhaps a view of them."""
         return _rows(self.makers, model)
 
     def read_weights(self, model: nn.Module) -> Tensor:
-        """Return the weights that read each channel, side by side, `[channels, weights]`, in the weights' type."""
+        """Return the weights that read each channel, side by side, `[channels, weights]`; perhaps a view of them."""
         return _rows(self.readers, model)
 
 
@@ -81,8 +81,11 @@ def _rows(slices: tuple[Slice, ...], model: nn.Module) -> Tensor:
     rows = []
     for part in slices:
         weight = tensor_of(model, part.tensor).detach().movedim(part.axis, 0)
-        rows.append(weight[torch.tensor(part.positions, device=weight.device)].flatten(1))
-    return torch.cat(rows, dim=1)
+        in_order = all(position == (index,) for index, position in enumerate(part.positions))
+        if not in_order or len(part.positions) != len(weight):
+            weight = weight[torch.tensor(part.positions, device=weight.device)]
+        rows.append(weight.flatten(1))
+    return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 
 
 def tensor_of(model: nn.Module, name: str) -> Tensor:
@@ -95,11 +98,19 @@ def tensor_of(model: nn.Module, name: str) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Pinned:
-    """Channels that no cut may touch, and why."""
+    """Channels that no cut may touch, and why.
+
+    Attributes:
+        layer: the first that makes them.
+        width: how many there are.
+        reason: why.
+        parts: filters that make them, and what is carried along, as of a `ChannelGroup`.
+    """
 
     layer: str
     width: int
     reason: str
+    parts: tuple[Slice, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -179,37 +190,39 @@ def _matches(group: ChannelGroup, pattern: str) -> bool:
 
 def fold(lineage: Lineage) -> ChannelGroups:
     """Fold lineage into groups: channels that the same layers make, carry and read, the same number of times."""
-    notes = sorted(lineage.notes(), key=lambda note: note.role is not Role.MAKER)  # the order of the makers
-    places = [_Places.of(note) for note in notes]
-    reasons, coupled = lineage.pinned(), set(lineage.coupled().tolist())
-    shared: dict[bytes, tuple[tuple[int, ...], ...]] = {}
-    groups: list[ChannelGroup] = []
+    axes = _Axes(sorted(lineage.notes(), key=lambda note: note.role is not Role.MAKER))  # the order of the makers
+    reasons, coupled = lineage.pinned(), lineage.coupled()
+    groups: dict[str, ChannelGroup] = {}
     pinned: list[Pinned] = []
-    for channels, where in _alike(places, reasons):
-        makers = [notes[index] for index in where if notes[index].role is Role.MAKER]
+    for channels in axes.alike(list(reasons)):
+        parts = axes.parts(channels)
+        makers, carried, readers = (tuple(parts[role]) for role in Role)
         if not makers:
             continue
         reason = reasons.get(int(channels[0]))
-        readers = any(notes[index].role is Role.READER for index in where)
         if reason is None and len(channels) > 1 and readers:
-            parts: dict[Role, list[Slice]] = {role: [] for role in Role}
-            for index in where:
-                note = notes[index]
-                parts[note.role].append(Slice(note.tensor, note.axis, places[index].positions(channels, shared)))
-            ties = not coupled.isdisjoint(channels.tolist())
-            groups.append(_group(parts, len(channels), ties, {group.name for group in groups}))
+            name = _free_name(_layer(makers[0].tensor), groups)
+            ties = bool(np.isin(channels, coupled).any())
+            groups[name] = ChannelGroup(name, len(channels), ties, makers, carried, readers)
             continue
         why = reason or ("nothing reads them" if not readers else "they can only be removed all at once")
-        pinned.append(Pinned(_layer(makers[0].tensor), len(channels), why))
-    return ChannelGroups(tuple(groups), tuple(pinned), lineage.front_end)
+        pinned.append(Pinned(_layer(makers[0].tensor), len(channels), why, (*makers, *carried)))
+    return ChannelGroups(tuple(groups.values()), tuple(pinned), lineage.front_end)
+
+
+def _free_name(layer: str, taken: Mapping[str, ChannelGroup]) -> str:
+    """Return a name for a group: a layer whose channels go separate ways makes several."""
+    names = (layer if number == 1 else f"{layer}#{number}" for number in count(1))
+    return next(name for name in names if name not in taken)
 
 
 Ids = npt.NDArray[np.int64]
+Positions = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
 class _Places:
-    """Which channels sit on an axis, ascending; how often each; and the positions, channel by channel."""
+    """The channels that sit on an axis, ascending; how often each; and their positions, channel by channel."""
 
     channels: Ids
     counts: Ids
@@ -217,65 +230,77 @@ class _Places:
     order: Ids
 
     @classmethod
-    def of(cls, note: Note) -> _Places:
-        order = np.argsort(note.ids, kind="stable")
-        order = order[note.ids[order] != FIXED]
-        channels, starts, counts = np.unique(note.ids[order], return_index=True, return_counts=True)
+    def of(cls, ids: Ids) -> _Places:
+        order = np.argsort(ids, kind="stable")
+        order = order[ids[order] != FIXED]
+        channels, starts, counts = np.unique(ids[order], return_index=True, return_counts=True)
         return cls(channels, counts, starts, order)
 
-    def positions(self, channels: Ids, shared: dict[bytes, tuple[tuple[int, ...], ...]]) -> tuple[tuple[int, ...], ...]:
-        """Return the positions of channels that sit there equally often; equal ones are one object."""
+    def positions(self, channels: Ids) -> Ids:
+        """Return the positions of channels that sit there equally often, `[channels, positions of one]`."""
         which = np.searchsorted(self.channels, channels)
-        table = self.order[self.starts[which][:, None] + np.arange(self.counts[which[0]])]
-        key = table.shape[1].to_bytes(8) + table.tobytes()
-        if key not in shared:
-            shared[key] = tuple(map(tuple, table.tolist()))
-        return shared[key]
+        return self.order[self.starts[which][:, None] + np.arange(self.counts[which[0]])]
 
 
-def _alike(places: Sequence[_Places], reasons: Mapping[int, str]) -> Iterator[tuple[Ids, list[int]]]:
-    """Yield channels that sit on the same axes, equally often, and those axes; in the order in which they come up."""
-    size = 1 + max((int(axis.channels.max(initial=FIXED)) for axis in places), default=FIXED)
-    kinds, first, seen = np.zeros(size, np.int64), np.full(size, -1), 0
-    for axis in places:  # channels stay of one kind if they were, and sit on this axis equally often
-        _refine(kinds, axis.channels, axis.counts)
-        new = first[axis.channels] < 0
-        first[axis.channels[new]] = seen + axis.order[axis.starts[new]]
-        seen += len(axis.order)
-    stuck = np.array([channel for channel in reasons if channel < size], np.int64)
-    _refine(kinds, stuck, np.zeros_like(stuck))
-    where: dict[int, list[int]] = {}
-    for index, axis in enumerate(places):
-        for kind in np.unique(kinds[axis.channels]).tolist():
-            where.setdefault(kind, []).append(index)
-    channels = np.flatnonzero(first >= 0)
-    channels = channels[np.argsort(first[channels])]
-    _, begins, inverse = np.unique(kinds[channels], return_index=True, return_inverse=True)
-    members = np.split(channels[np.argsort(inverse, kind="stable")], np.cumsum(np.bincount(inverse))[:-1])
-    for number in np.argsort(begins).tolist():
-        yield members[number], where[int(kinds[members[number][0]])]
+class _Axes:
+    """Every axis that channels sit on. Many are alike, as those of a batch norm's tensors: they are looked at once."""
+
+    def __init__(self, notes: Sequence[Note]) -> None:
+        numbers: dict[bytes, int] = {}
+        self._notes = notes
+        self._of_number: dict[int, list[int]] = {}
+        for index, note in enumerate(notes):
+            self._of_number.setdefault(numbers.setdefault(note.ids.tobytes(), len(numbers)), []).append(index)
+        self._places = [_Places.of(np.frombuffer(ids, np.int64)) for ids in numbers]
+        self._positions: dict[bytes, Positions] = {}
+
+    def alike(self, reasons: Sequence[int]) -> Iterator[Ids]:
+        """Yield channels that sit on the same axes, equally often, all free or all pinned; as they come up."""
+        size = 1 + max((int(axis.channels.max(initial=FIXED)) for axis in self._places), default=FIXED)
+        kinds, first, seen = np.zeros(size, np.int64), np.full(size, -1), 0
+        for axis in self._places:
+            _refine(kinds, axis.channels, axis.counts)
+            new = first[axis.channels] < 0
+            first[axis.channels[new]] = seen + axis.order[axis.starts[new]]
+            seen += len(axis.order)
+        stuck = np.array([channel for channel in reasons if channel < size], np.int64)
+        _refine(kinds, stuck, np.zeros_like(stuck))
+        channels = np.flatnonzero(first >= 0)
+        channels = channels[np.argsort(first[channels])]
+        _, begins, members = np.unique(kinds[channels], return_index=True, return_inverse=True)
+        together = np.split(channels[np.argsort(members, kind="stable")], np.cumsum(np.bincount(members))[:-1])
+        self._where: dict[int, list[int]] = {}
+        for number, axis in enumerate(self._places):
+            for kind in np.unique(kinds[axis.channels]).tolist():
+                self._where.setdefault(kind, []).append(number)
+        self._kinds = kinds
+        for number in np.argsort(begins).tolist():
+            yield together[number]
+
+    def parts(self, channels: Ids) -> dict[Role, list[Slice]]:
+        """Return where channels that are alike sit, by role."""
+        found: dict[int, Positions] = {}
+        for number in self._where[int(self._kinds[channels[0]])]:
+            found |= dict.fromkeys(self._of_number[number], self._positions_of(number, channels))
+        parts: dict[Role, list[Slice]] = {role: [] for role in Role}
+        for index in sorted(found):
+            note = self._notes[index]
+            parts[note.role].append(Slice(note.tensor, note.axis, found[index]))
+        return parts
+
+    def _positions_of(self, number: int, channels: Ids) -> Positions:
+        """Return positions; equal ones are one object."""
+        table = self._places[number].positions(channels)
+        key = table.shape[1].to_bytes(8, "little") + table.tobytes()
+        if key not in self._positions:
+            self._positions[key] = tuple(map(tuple, table.tolist()))
+        return self._positions[key]
 
 
 def _refine(kinds: Ids, channels: Ids, counts: Ids) -> None:
     """Give some channels new kinds, equal where kinds and counts were."""
     pairs = kinds[channels] * (1 + int(counts.max(initial=0))) + counts
     kinds[channels] = kinds.max(initial=0) + 1 + np.unique(pairs, return_inverse=True)[1]
-
-
-def _group(parts: Mapping[Role, list[Slice]], width: int, coupled: bool, taken: set[str]) -> ChannelGroup:
-    name = first = _layer(parts[Role.MAKER][0].tensor)
-    for number in count(2):  # a layer whose channels go separate ways makes several groups
-        if name not in taken:
-            break
-        name = f"{first}#{number}"
-    return ChannelGroup(
-        name=name,
-        width=width,
-        coupled=coupled,
-        makers=tuple(parts[Role.MAKER]),
-        carried=tuple(parts[Role.CARRIED]),
-        readers=tuple(parts[Role.READER]),
-    )
 
 
 def _layer(tensor: str) -> str:

@@ -187,9 +187,10 @@ def varies(ids: Tensor, dim: int) -> bool:
     """Tell whether ids differ along a dimension."""
     if ids.shape[dim] <= 1 or ids.stride(dim) == 0:
         return False
-    for other in range(ids.dim()):  # what is only spread out need not be looked at everywhere
-        ids = ids.narrow(other, 0, 1) if ids.stride(other) == 0 and ids.shape[other] > 1 else ids
-    return not bool((ids == ids.narrow(dim, 0, 1)).all())
+    # What is only spread out need not be looked at everywhere.
+    corner = ids.numpy()[tuple(slice(0, 1) if step == 0 else slice(None) for step in ids.stride())]
+    first = corner[(slice(None),) * (dim % ids.dim()) + (slice(0, 1),)]
+    return bool((corner != first).any())
 
 
 def varying(ids: Tensor) -> list[int]:

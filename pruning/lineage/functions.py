@@ -61,6 +61,11 @@ def apply_function(function: Callable[..., Any], call: Call, value: Any) -> Ids:
     return found
 
 
+def keeps_ids(name: str) -> bool:
+    """Return whether a function returns the ids that it gets, whatever its other arguments."""
+    return FUNCTION_RULES.get(name) is _same
+
+
 def pin_attributes(call: Call) -> None:
     """Keep the attributes at their number of which a call makes something else than a count of channels."""
     for number in attributes_in(call.literal):

@@ -238,7 +238,7 @@ MODULE_RULES: dict[type[nn.Module], Callable[..., Ids]] = {
 }
 
 
-_POINTWISE = (
+POINTWISE = (
     "Identity ReLU ReLU6 LeakyReLU ELU SELU CELU GELU SiLU Mish Hardswish Hardsigmoid Hardtanh Sigmoid LogSigmoid Tanh "
     "Softplus Softsign Hardshrink Softshrink Tanhshrink Threshold RReLU Dropout Dropout1d Dropout2d Dropout3d "
     "AlphaDropout FeatureAlphaDropout"
@@ -252,6 +252,6 @@ _PADDING = (
     "ZeroPad1d ZeroPad2d ZeroPad3d ConstantPad1d ConstantPad2d ReflectionPad1d ReflectionPad2d ReplicationPad1d "
     "ReplicationPad2d CircularPad2d"
 )
-MODULE_RULES |= {getattr(nn, name): _module_same for name in _POINTWISE.split()}
+MODULE_RULES |= {getattr(nn, name): _module_same for name in POINTWISE.split()}
 MODULE_RULES |= {getattr(nn, name): _module_spatial for name in _POOLING.split()}
 MODULE_RULES |= {getattr(nn, name): _module_pad for name in _PADDING.split()}

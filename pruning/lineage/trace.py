@@ -17,8 +17,9 @@ from pruning.lineage.attributes import mark
 from pruning.lineage.call import Call, Count, Weight, like, without_weights
 from pruning.lineage.channels import Lineage
 from pruning.lineage.exported import exported_graph, overload_name
-from pruning.lineage.functions import apply_function
+from pruning.lineage.functions import apply_function, keeps_ids
 from pruning.lineage.modules import MODULE_RULES, apply_module
+from pruning.lineage.shapes import shaped
 
 EXPORT = "torch.export"
 """The front end that burns numbers in."""
@@ -94,10 +95,29 @@ def by_fx_with_opaque_modules(bare: nn.Module, example: Example) -> Lineage:
 
 def _followed(bare: nn.Module, example: Example, lineage: Lineage, graph: Callable[[], fx.Graph]) -> Lineage:
     _pin_shared(bare, lineage)
-    for training in (True, False):
-        bare.train(training)
-        _run(graph(), bare, example, lineage)
+    bare.train()
+    in_training = graph()
+    _run(in_training, bare, example, lineage)
+    bare.eval()
+    if not _same(in_training, in_evaluation := graph()):
+        _run(in_evaluation, bare, example, lineage)
     return lineage
+
+
+def _same(one: fx.Graph, other: fx.Graph) -> bool:
+    """Tell whether two graphs make the same calls in the same order."""
+    if len(one.nodes) != len(other.nodes):
+        return False
+    partner = dict(zip(one.nodes, other.nodes, strict=True))
+
+    def alike(node: fx.Node, twin: fx.Node) -> bool:
+        if (node.op, node.target) != (twin.op, twin.target):
+            return False
+        if node.op.startswith("call_f") and keeps_ids(_name(node)):  # dropout and the like: only a flag tells the modes
+            return [partner[source] for source in node.all_input_nodes] == twin.all_input_nodes
+        return bool(look_up((node.args, node.kwargs), partner) == (twin.args, twin.kwargs))
+
+    return all(alike(node, twin) for node, twin in partner.items())
 
 
 def skeleton(model: nn.Module) -> nn.Module:
@@ -107,9 +127,12 @@ def skeleton(model: nn.Module) -> nn.Module:
         GraphError: it cannot be copied.
     """
     memo: dict[int, Any] = {}
-    for module in model.modules():  # activations and computed weights that layers hold on to cannot be copied
-        held = [value for value in vars(module).values() if isinstance(value, Tensor)]
-        memo |= {id(tensor): torch.empty_like(tensor, device="meta") for tensor in held}
+    for module in model.modules():
+        for name, held in vars(module).items():
+            if isinstance(held, Tensor):  # activations and computed weights that layers hold on to cannot be copied
+                memo[id(held)] = torch.empty_like(held, device="meta")
+            elif name.endswith("_hooks") or name.startswith(("_forward_", "_backward_")):
+                memo[id(held)] = type(held)()
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
     for buffer in model.buffers():
@@ -118,9 +141,6 @@ def skeleton(model: nn.Module) -> nn.Module:
         bare = copy.deepcopy(model, memo)
     except Exception as error:
         raise GraphError(f"{type(model).__name__}: cannot be copied: {first_line(error)}") from error
-    for module in bare.modules():
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
     return bare
 
 
@@ -251,7 +271,8 @@ def _step(
         return None, None
     if node.op == "call_module":
         module = model.get_submodule(str(node.target))
-        value = module(*args, **kwargs)
+        value = shaped(module, *args) if len(args) == 1 and not kwargs else None
+        value = module(*args, **kwargs) if value is None else value
         return value, apply_module(module, without_weights(replace(call, name=type(module).__name__)), value)
     value = callable_of(node)(*args, **kwargs)
     return value, apply_function(callable_of(node), call, value)
