@@ -142,6 +142,7 @@ class Kind(StrEnum):
     """What `names` lists."""
 
     MODELS = "models"
+    TIMM = "timm"
     CRITERIA = "criteria"
     ALLOCATIONS = "allocations"
     DATA = "data"
@@ -149,14 +150,15 @@ class Kind(StrEnum):
 
 @commands.command()
 def names(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
-    """List the registered names that an experiment may use.
+    """List the registered names that an experiment may use; timm's networks, more than a thousand, by themselves.
 
     Example: prunesearch names criteria
     """
-    from pruning import ALLOCATIONS, CRITERIA, DATA, model_names
+    from pruning import ALLOCATIONS, CRITERIA, DATA, model_names, timm_names
 
     known = {
         Kind.MODELS: model_names,
+        Kind.TIMM: timm_names,
         Kind.CRITERIA: CRITERIA.names,
         Kind.ALLOCATIONS: ALLOCATIONS.names,
         Kind.DATA: DATA.names,
