@@ -93,11 +93,19 @@ def tensor_of(model: nn.Module, name: str) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Pinned:
-    """Channels that no cut may touch, and why."""
+    """Channels that no cut may touch, and why.
+
+    Attributes:
+        layer: the first that makes them.
+        width: how many there are.
+        reason: why.
+        parts: filters that make them, and what is carried along, as of a `ChannelGroup`.
+    """
 
     layer: str
     width: int
     reason: str
+    parts: tuple[Slice, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -201,7 +209,9 @@ def fold(lineage: Lineage) -> ChannelGroups:
             groups.append(_group(channels, notes, places, coupled, {group.name for group in groups}))
             continue
         why = reason or ("nothing reads them" if not readers else "they can only be removed all at once")
-        pinned.append(Pinned(_layer(makers[0].tensor), len(channels), why))
+        parts = _parts(channels, notes, places)
+        made = (*parts[Role.MAKER], *parts[Role.CARRIED])
+        pinned.append(Pinned(_layer(makers[0].tensor), len(channels), why, made))
     return ChannelGroups(tuple(groups), tuple(pinned))
 
 
@@ -220,6 +230,16 @@ def _places(notes: list[Note]) -> Places:
     return places
 
 
+def _parts(channels: list[int], notes: list[Note], places: Places) -> dict[Role, list[Slice]]:
+    """Return where channels that are alike sit, by role."""
+    parts: dict[Role, list[Slice]] = {role: [] for role in Role}
+    for index in places[channels[0]]:
+        note = notes[index]
+        positions = tuple(places[channel][index] for channel in channels)
+        parts[note.role].append(Slice(note.tensor, note.axis, positions))
+    return parts
+
+
 def _group(
     channels: list[int],
     notes: list[Note],
@@ -227,11 +247,7 @@ def _group(
     coupled: set[int],
     taken: set[str],
 ) -> ChannelGroup:
-    parts: dict[Role, list[Slice]] = {role: [] for role in Role}
-    for index in places[channels[0]]:
-        note = notes[index]
-        positions = tuple(places[channel][index] for channel in channels)
-        parts[note.role].append(Slice(note.tensor, note.axis, positions))
+    parts = _parts(channels, notes, places)
     name = first = _layer(parts[Role.MAKER][0].tensor)
     for number in count(2):  # a layer whose channels go separate ways makes several groups
         if name not in taken:

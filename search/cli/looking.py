@@ -1,4 +1,4 @@
-"""Commands that show rankings, runs and names."""
+"""Commands that show networks, rankings, runs and names."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from search.cli.arguments import (
     here,
     refuse_to_overwrite,
     say,
+    say_lines,
     say_table,
 )
 
@@ -81,6 +82,36 @@ def show_channels(
     asked = load_experiment(experiment, settings or ())
     draw(asked, group, output, criterion=criterion, width=width, images=images, files=image or (), say=say)
     say(f"picture written to {output}")
+
+
+@commands.command()
+def groups(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Network: a name, {name: …, options: {…}}, or an experiment file or a sweep's folder.", metavar="MODEL"
+        ),
+    ],
+    num_classes: Annotated[int | None, typer.Option(help="Its classes; default: 10.", min=1)] = None,
+    input_shape: Annotated[
+        str | None, typer.Option(help="One image: 3x128x128; default: the network's usual one, or the experiment's.")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Every layer and all reasons, however long the lines.")] = False,
+    settings: Settings = None,
+) -> None:
+    """Show a network's channel groups, which a cut can touch, and what is pinned and why; no weights are needed.
+
+    Example: prunesearch groups mobilenet_v2 --input-shape 3x128x128
+    """
+    from search.groups import group_table, groups_lines, network_of, pinned_table
+
+    network = network_of(model, num_classes, input_shape, settings or ())
+    for headers, rows in (group_table(network, full=full), pinned_table(network, full=full)):
+        if rows:
+            left = {0, *(index for index, header in enumerate(headers) if header in ("kind", "read by", "why"))}
+            say_table(headers, rows, left)
+            say("")
+    say_lines(groups_lines(network))
 
 
 @commands.command()
