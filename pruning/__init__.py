@@ -53,7 +53,7 @@ from pruning.limits import MALFORMED, parse_json, read_bytes
 from pruning.memory import BatchSizeWarning, DeviceMemoryError, is_out_of_memory, told_briefly
 from pruning.methods.dcp_schedules import Selector, joint_schedule, stagewise_schedule
 from pruning.mixed_ranking import MixedRanking
-from pruning.models import build_model, check_trusted, input_shape, model_names, paper_groups
+from pruning.models import build_model, check_trusted, input_shape, model_names, paper_groups, timm_names
 from pruning.path_ranking import PathRanking
 from pruning.placement import even_positions
 from pruning.policy import AuxiliaryPlacement, CriterionSpec, ModelSpec, Policy, Recipe, explain, load_policy
@@ -167,6 +167,7 @@ __all__ = [
     "save_weights",
     "set_weights",
     "stagewise_schedule",
+    "timm_names",
     "told_briefly",
     "train_heads",
     "transfer_policy",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from math import prod
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruning.errors import GraphError, UnknownNameError
-from pruning.groups import ChannelGroups
+from pruning.groups import ChannelGroups, Slice
 from pruning.lineage import skeleton
 from pruning.polynomials import Polynomials, Product
 
@@ -77,7 +77,10 @@ class CostModel:
         axes = _axes(groups)
         touched = {name for name, _ in axes}
         self._weights: list[tuple[int, Product]] = []
+        self._axis_macs: dict[tuple[str, int], Fraction] = {}
         for name, parameter in bare.named_parameters():
+            for axis, size in enumerate(parameter.shape):
+                self._axis_macs[name, axis] = Fraction(uses.macs(name, parameter), max(1, size))
             if name not in touched:
                 macs = self._fixed.macs + uses.macs(name, parameter)
                 self._fixed = Cost(macs, self._fixed.params + parameter.numel())
@@ -95,6 +98,11 @@ class CostModel:
         return self._fixed.macs, tuple(
             Product(applied * entries.factor, entries.axes) for applied, entries in self._weights if applied
         )
+
+    def macs_of(self, parts: Iterable[Slice]) -> int:
+        """Return the MACs of some filters, or other parts of weights, before any cut."""
+        each = ((self._axis_macs.get((part.tensor, part.axis)), part.positions) for part in parts)  # not of buffers
+        return int(sum(macs * sum(map(len, positions)) for macs, positions in each if macs))
 
     def cost(self, widths: Mapping[str, int]) -> Cost:
         """Return the cost at widths by group name; a group that is not named keeps all its channels.

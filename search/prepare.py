@@ -219,7 +219,8 @@ def trained_path(experiment: Experiment, data: ImageData) -> Path:
     """Return where a trained baseline is kept: one file for each network, data, recipe and seed."""
     parts = [experiment.model.model_dump(), experiment.baseline.model_dump(), data.fingerprint, experiment.search.seed]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
-    return experiment.storage / "baselines" / f"{experiment.model.name.replace(':', '.')}-{key}.safetensors"
+    name = experiment.model.name.replace(":", ".").replace("/", ".")
+    return experiment.storage / "baselines" / f"{name}-{key}.safetensors"
 
 
 def train_baseline(experiment: Experiment, network: nn.Module, data: ImageData, say: Say) -> None:

@@ -58,7 +58,7 @@ class Moved:
         return before, now
 
 
-def model_like(model: ModelSpec, text: str | None, num_classes: int | None) -> ModelSpec:
+def model_like(model: ModelSpec, text: str | None, num_classes: int | None, place: str = "--model") -> ModelSpec:
     """Return another network: a name or `{name: …, options: {…}}`, with as many classes unless told; None is the same.
 
     Raises:
@@ -71,9 +71,9 @@ def model_like(model: ModelSpec, text: str | None, num_classes: int | None) -> M
             tree = {**tree, "num_classes": classes}
         return ModelSpec.model_validate(tree)
     except ValidationError as error:
-        raise SearchError(f"--model: {explain(error, 'model', ModelSpec)}") from None
+        raise SearchError(f"{place}: {explain(error, 'model', ModelSpec)}") from None
     except YAMLError:
-        raise SearchError(f"--model: expected a name, or {{name: …, options: {{…}}}}, got '{text}'") from None
+        raise SearchError(f"{place}: expected a name, or {{name: …, options: {{…}}}}, got '{text}'") from None
 
 
 def move_policy(

@@ -1,4 +1,4 @@
-"""Networks by name: the papers' for small images, torchvision's, and the user's own."""
+"""Networks by name: the papers' for small images, torchvision's, timm's, and the user's own."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pruning.errors import ModelError, OptionError, PruningError, UnknownNameErr
 from pruning.limits import MANY_CLASSES, MOST_CLASSES, counted_parameters
 from pruning.models.family import FAMILIES, MODELS, ModelFamily, Shape, register
 from pruning.models.own_models import function_family, plug_in_family, plug_ins
+from pruning.models.timm_models import PREFIX as TIMM
+from pruning.models.timm_models import timm_family, timm_names
 from pruning.models.torchvision_models import torchvision_family, torchvision_names
 from pruning.policy import ModelSpec
 
@@ -25,28 +27,30 @@ __all__ = [
     "model_names",
     "paper_groups",
     "register",
+    "timm_names",
 ]
 
 
 def build_model(spec: ModelSpec) -> nn.Module:
     """Build a network: randomly initialised, in train mode.
 
-    The name is one of `model_names()`, or `package.module:function`: a function of the user's that takes `num_classes`
-    and the options, and may carry the attributes `input_shape` and `paper_groups`. Such a name runs the module that it
-    speaks of, so it must come from somebody trusted; see `check_trusted`.
+    The name is one of `model_names()`, `timm/NAME` for a network of timm, or `package.module:function`: a function of
+    the user's that takes `num_classes` and the options, and may carry the attributes `input_shape` and `paper_groups`.
+    Such a name runs the module that it speaks of, so it must come from somebody trusted; see `check_trusted`.
 
     Raises:
         UnknownNameError: with the nearest name.
         OptionError: an option that the network does not take, or a value that it refuses.
-        ModelError: what was built is not a network, its module cannot be imported, or one of ours would be larger than
-            memory.
+        ModelError: what was built is not a network, its module cannot be imported, timm is not installed, or one that
+            is not the user's would be larger than memory.
     """
     if "num_classes" in spec.options:
         raise OptionError(f"model '{spec.name}': expected num_classes beside the options, got it among them")
     if spec.num_classes > MOST_CLASSES:
         raise ModelError(f"model '{spec.name}': expected at most {MOST_CLASSES:,} classes, got {spec.num_classes}")
     family, told = find_family(spec.name), {"num_classes": spec.num_classes, **spec.options}
-    usual = ":" in spec.name or (not spec.options and spec.num_classes <= MANY_CLASSES)
+    known_size = not (spec.options or spec.name.startswith(TIMM)) and spec.num_classes <= MANY_CLASSES
+    usual = ":" in spec.name or known_size
     model: Any = family.build(**told) if usual else _build_within_limits(spec, family)
     if not isinstance(model, nn.Module):
         raise ModelError(f"model '{spec.name}': expected a torch.nn.Module, got {type(model).__name__}")
@@ -54,7 +58,7 @@ def build_model(spec: ModelSpec) -> nn.Module:
 
 
 def _build_within_limits(spec: ModelSpec, family: ModelFamily) -> Any:
-    """Build a network without values first: options may ask for more of them than there is memory."""
+    """Build a network without values first: it may ask for more of them than there is memory."""
     place, told = f"model '{spec.name}'", {"num_classes": spec.num_classes, **spec.options}
     try:
         # What it refuses without values it refuses again; and some look at values.
@@ -112,19 +116,24 @@ def paper_groups(spec: ModelSpec) -> tuple[str, ...]:
 
 
 def model_names() -> tuple[str, ...]:
-    """Return every name that can be built, sorted: registered, torchvision's and those of installed packages."""
+    """Return every name that can be built, sorted: registered, torchvision's and those of installed packages.
+
+    Timm's, more than all these, are told by `timm_names`.
+    """
     return tuple(sorted({*MODELS.names(), *torchvision_names(), *plug_ins()}))
 
 
 def find_family(name: str) -> ModelFamily:
-    """Return the network of that name; an installed package cannot take one of ours or of torchvision's.
+    """Return the network of that name; an installed package cannot take one of ours, of torchvision's or of timm's.
 
     Raises:
         UnknownNameError: with the nearest name.
-        ModelError: a user's module that cannot be imported.
+        ModelError: a user's module that cannot be imported, or timm is not installed.
     """
     if name in MODELS.names():
         return FAMILIES[name]
+    if name.startswith(TIMM):
+        return timm_family(name)
     if ":" in name:
         return function_family(name)
     if name in torchvision_names():

@@ -1,4 +1,4 @@
-"""Commands that show rankings, runs and names."""
+"""Commands that show networks, rankings, runs and names."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from search.cli.arguments import (
     here,
     refuse_to_overwrite,
     say,
+    say_lines,
     say_table,
 )
 
@@ -84,6 +85,36 @@ def show_channels(
 
 
 @commands.command()
+def groups(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Network: a name, {name: …, options: {…}}, or an experiment file or a sweep's folder.", metavar="MODEL"
+        ),
+    ],
+    num_classes: Annotated[int | None, typer.Option(help="Its classes; default: 10.", min=1)] = None,
+    input_shape: Annotated[
+        str | None, typer.Option(help="One image: 3x128x128; default: the network's usual one, or the experiment's.")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Every layer and all reasons, however long the lines.")] = False,
+    settings: Settings = None,
+) -> None:
+    """Show a network's channel groups, which a cut can touch, and what is pinned and why; no weights are needed.
+
+    Example: prunesearch groups mobilenet_v2 --input-shape 3x128x128
+    """
+    from search.groups import group_table, groups_lines, network_of, pinned_table
+
+    network = network_of(model, num_classes, input_shape, settings or ())
+    for headers, rows in (group_table(network, full=full), pinned_table(network, full=full)):
+        if rows:
+            left = {0, *(index for index, header in enumerate(headers) if header in ("kind", "read by", "why"))}
+            say_table(headers, rows, left)
+            say("")
+    say_lines(groups_lines(network))
+
+
+@commands.command()
 def ui(
     folder: Annotated[Path, typer.Argument(help="A sweep's folder, or the one that holds the sweeps.", parser=given)],
     port: Annotated[int, typer.Option(help="Port on this machine.", min=1, max=65535)] = 5000,
@@ -142,6 +173,7 @@ class Kind(StrEnum):
     """What `names` lists."""
 
     MODELS = "models"
+    TIMM = "timm"
     CRITERIA = "criteria"
     ALLOCATIONS = "allocations"
     DATA = "data"
@@ -149,14 +181,15 @@ class Kind(StrEnum):
 
 @commands.command()
 def names(kind: Annotated[Kind, typer.Argument(help="What to list.")]) -> None:
-    """List the registered names that an experiment may use.
+    """List the registered names that an experiment may use; timm's networks, more than a thousand, by themselves.
 
     Example: prunesearch names criteria
     """
-    from pruning import ALLOCATIONS, CRITERIA, DATA, model_names
+    from pruning import ALLOCATIONS, CRITERIA, DATA, model_names, timm_names
 
     known = {
         Kind.MODELS: model_names,
+        Kind.TIMM: timm_names,
         Kind.CRITERIA: CRITERIA.names,
         Kind.ALLOCATIONS: ALLOCATIONS.names,
         Kind.DATA: DATA.names,

@@ -3,6 +3,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ HERE = Path(__file__).parent
 COMMANDS = (
     *("baseline", "run", "resume", "extend", "compare", "front", "best", "apply"),
     *("describe", "diff", "transfer", "export", "register", "fetch"),
-    *("rank", "show-channels", "ui", "sync", "schema", "names"),
+    *("rank", "show-channels", "groups", "ui", "sync", "schema", "names"),
 )
 
 
@@ -287,6 +288,11 @@ def test_names_lists_what_exists(call):
     assert {"apoz", "ccp", "l1"} <= set(CRITERIA.names())
     for kind, name in (("models", "resnet56"), ("models", "vgg16_bn"), ("allocations", "uniform"), ("data", "digits")):
         assert name in call("names", kind)[1].splitlines()
+
+
+@pytest.mark.skipif(find_spec("timm") is None, reason="timm is not installed")
+def test_the_names_of_timm_are_listed_by_themselves(call):
+    assert "timm/skresnet18" in call("names", "timm")[1].splitlines()
 
 
 def test_a_baseline_is_told_with_both_accuracies_and_its_cost(call, file, tmp_path):

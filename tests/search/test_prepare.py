@@ -1,3 +1,4 @@
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,15 @@ def test_a_baselines_training_is_told(tmp_path):
     assert lines[0].startswith("digits: 300 training, 270 validation, 270 test images")
     assert lines[1] == "training the baseline for 6 epochs"
     assert [line.split(":")[0] for line in lines[2:]] == [f"  epoch {epoch}/6" for epoch in range(1, 7)]
+
+
+@pytest.mark.skipif(find_spec("timm") is None, reason="timm is not installed")
+def test_a_networks_name_with_a_slash_makes_no_folder(tmp_path):
+    model = {"name": "timm/test_resnet", "options": {"in_channels": 1}}
+    experiment = tiny.experiment(tmp_path, model=model, baseline={"epochs": 1, "batch_size": 50})
+    load_baseline(experiment)
+    (path,) = (tmp_path / "baselines").glob("*.safetensors")
+    assert path.name.startswith("timm.test_resnet-")
 
 
 def test_a_baseline_is_measured_on_validation_images_without_a_cut(storage):
