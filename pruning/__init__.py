@@ -47,7 +47,7 @@ from pruning.greedy import GreedyRanking
 from pruning.groups import ChannelGroup, ChannelGroups
 from pruning.initialise import draw_weights
 from pruning.latency import Latency, compare_latency, measure_latency
-from pruning.latency_model import LatencyModel, measure_widths
+from pruning.latency_model import LatencyModel, measure_widths, predict_left_out
 from pruning.layout import Layout, layout_of
 from pruning.limits import MALFORMED, parse_json, read_bytes
 from pruning.memory import BatchSizeWarning, DeviceMemoryError, is_out_of_memory, told_briefly
@@ -157,6 +157,7 @@ __all__ = [
     "parse_json",
     "read_bytes",
     "paper_groups",
+    "predict_left_out",
     "project",
     "prune",
     "rank_together",

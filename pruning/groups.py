@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -67,6 +68,15 @@ class ChannelGroup:
     def slices(self) -> tuple[Slice, ...]:
         """Every slice that a cut of this group touches."""
         return (*self.makers, *self.carried, *self.readers)
+
+    def step(self, round_to: int) -> int:
+        """Return the fewest channels that are a multiple of `round_to` filters wherever they are made and carried.
+
+        A channel that is a whole convolution group is several filters, maybe other numbers before and behind it.
+        """
+        carried = (part for part in self.carried if part.tensor.endswith(".weight"))
+        filters = {len(part.positions[0]) for part in (*self.makers, *carried)} or {1}
+        return math.lcm(*(round_to // math.gcd(round_to, of_one) for of_one in filters))
 
     def filters(self, model: nn.Module) -> Tensor:
         """Return the weights that make each channel, side by side, `[channels, weights]`; perhaps a view of them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Self
 
@@ -124,6 +124,17 @@ class LatencyModel(Data):
         return _sums(self.widths, [part.products for part in self.parts])
 
 
+def predict_left_out(cost: CostModel, widths: Integers, milliseconds: Vector) -> Vector:
+    """Return the milliseconds of each measurement, `[measurements]`, as a fit to the others predicts them.
+
+    Of more than `FOLDS` measurements some are left out together. Arguments and errors are those of `LatencyModel.fit`.
+    """
+    widths, microseconds = np.asarray(widths), 1000 * np.asarray(milliseconds, dtype=np.float64)
+    _check(cost, widths, microseconds)
+    full = dict(zip(cost.groups, cost.widths.tolist(), strict=True))
+    return _left_out(_sums(full, _kinds(cost))(widths), microseconds) / 1000
+
+
 def measure_widths(
     model: nn.Module,
     groups: ChannelGroups,
@@ -135,6 +146,7 @@ def measure_widths(
     round_to: int = 1,
     repeats: int = 30,
     warmup: int = 5,
+    report: Callable[[int], object] = lambda _: None,
 ) -> tuple[Integers, Vector]:
     """Draw widths, cut copies of the network to them and measure them; which channels stay does not matter.
 
@@ -148,9 +160,10 @@ def measure_widths(
         example_input: one batch, `[images, channels, height, width]`, on the network's device.
         count: how many networks; the first is the narrowest, the last is whole.
         seed: other widths.
-        round_to: widths are multiples of this, or the group's full width.
+        round_to: widths are multiples of so many filters, or the group's full width.
         repeats: passes of each network that count.
         warmup: passes of each before them that do not.
+        report: told how many networks are done, after every few.
 
     Returns:
         Widths of every group, `[count, groups]`, columns as `cost.groups`, and the median milliseconds of a pass.
@@ -167,6 +180,7 @@ def measure_widths(
         reference, *others = (latency.median_ms for latency in measured.values())
         whole.append(reference)
         ratios += [milliseconds / reference for milliseconds in others]
+        report(len(ratios))
     return widths, np.array(ratios) * np.median(whole)
 
 
@@ -236,10 +250,13 @@ def _coefficients(values: Vector, microseconds: Vector) -> Vector:
     return np.asarray(relative / scale)
 
 
-def _error(values: Vector, microseconds: Vector) -> float:
+def _left_out(values: Vector, microseconds: Vector) -> Vector:
     fold = np.arange(len(values)) % min(len(values), FOLDS)
-    errors = np.empty(len(values))
+    predicted = np.empty(len(values))
     for left_out in (fold == index for index in range(fold.max() + 1)):
-        predicted = values[left_out] @ _coefficients(values[~left_out], microseconds[~left_out])
-        errors[left_out] = abs(predicted / microseconds[left_out] - 1)
-    return float(np.median(errors))
+        predicted[left_out] = values[left_out] @ _coefficients(values[~left_out], microseconds[~left_out])
+    return predicted
+
+
+def _error(values: Vector, microseconds: Vector) -> float:
+    return float(np.median(abs(_left_out(values, microseconds) / microseconds - 1)))

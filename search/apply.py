@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,11 @@ from search.config import Experiment
 from search.dialect import read_yaml
 from search.errors import SweepError
 from search.inputs import Inputs, Say, silent
+from search.latencies import threads
 from search.layouts import check_model
 from search.prepare import prepare
 from search.results import Metrics
-from search.sections import AllocationSpec, AuxiliarySpace, SurrogateSpec, WidthSpace
+from search.sections import AllocationSpec, AuxiliarySpace, BudgetSpace, SurrogateSpec, WidthSpace
 from search.trial import run_trial
 from search.units import percent
 
@@ -106,12 +106,13 @@ def apply_policy(policy: Policy, experiment: Experiment, folder: Path, say: Say 
             "allocation": (AllocationSpec(name="searched"),),  # the widths are known: no rule needs a ranking
             "auxiliary": AuxiliarySpace.fixed(policy.auxiliary),
             "widths": WidthSpace(),
+            "budget": BudgetSpace(),  # nor does anybody ask what other widths would take
             "start": (),
             "surrogate": SurrogateSpec(kind="none"),
         }
     )
     inputs = prepare(experiment.model_copy(update={"search": search}), say, policy.check)
-    with _threads(experiment.resources.threads):  # as many as the sweep's trials had: equal sums, an equal network
+    with threads(experiment.resources.threads):  # as many as the sweep's trials had: equal sums, an equal network
         outcome = run_trial(policy, inputs, _announce(policy, say))
         outcome.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as the baseline is
         networks = {"baseline": inputs.network().to(inputs.device), "pruned": outcome.network}
@@ -134,16 +135,6 @@ def _check_place(folder: Path) -> None:
     above = next(parent for parent in folder.absolute().parents if parent.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise SweepError(f"{folder}: expected a place for a new folder, but {above} cannot hold one")
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _tested(network: torch.nn.Module, inputs: Inputs) -> float:

@@ -396,6 +396,22 @@ def read_tree(path: Path, settings: Sequence[str] = ()) -> dict[str, Any]:
         raise ExperimentError(f"experiment {path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ExperimentError(f"experiment {path}: expected keys and values, got {type(tree).__name__}")
+    _set(tree, settings)
+    return tree
+
+
+def model_experiment(model: str, settings: Sequence[str] = ()) -> Experiment:
+    """Return the experiment that says nothing but its network, a name, with `a.b=c` settings on top.
+
+    Raises:
+        ExperimentError: a setting that is none, or a value that names its place.
+    """
+    tree: dict[str, Any] = {"name": "unnamed", "model": model}
+    _set(tree, settings)
+    return parse_experiment(tree)
+
+
+def _set(tree: dict[str, Any], settings: Sequence[str]) -> None:
     for setting in settings:
         place, equals, text = setting.partition("=")
         if not equals or not place:
@@ -405,7 +421,6 @@ def read_tree(path: Path, settings: Sequence[str] = ()) -> dict[str, Any]:
         except yaml.YAMLError:
             raise ExperimentError(f"--set {setting}: '{text}' is not YAML") from None
         assign(tree, place, value, f"--set {setting}")
-    return tree
 
 
 def parse_experiment(tree: dict[str, Any], base: Path = Path()) -> Experiment:

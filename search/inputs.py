@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import platform
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -90,8 +92,8 @@ class Inputs:
 
     @property
     def device_name(self) -> str:
-        """What this process computes on: `NVIDIA H200`, or the processor."""
-        return torch.cuda.get_device_name() if self.device == "cuda" else platform.processor() or platform.machine()
+        """See `device_name`."""
+        return device_name(self.device)
 
     @property
     def facts(self) -> dict[str, str]:
@@ -115,6 +117,17 @@ class Inputs:
 
     def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in self.__dict__.items() if name != "_template"}
+
+
+def device_name(device: str) -> str:
+    """Return what this process computes on: `NVIDIA H200`, or the processor, as exactly as the system tells."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def network_with(spec: ModelSpec, weights: Mapping[str, Tensor]) -> nn.Module:

@@ -161,7 +161,7 @@ class WidthSpace(Section):
         around: a rule with a budget, whose widths the numbers multiply by 0.5 to 2; without one they are parts of the
             full widths.
         minimum: every group keeps at least this part.
-        round_to: widths are multiples of this, or the full width.
+        round_to: widths are multiples of so many filters, or the full width.
     """
 
     per: Literal["group", "stage", "scores"] = "group"

@@ -172,7 +172,8 @@ class WidthDimensions:
     def _narrowest(self, name: str) -> int:
         group, widths = self._groups[name], self._experiment.search.widths
         wish = max(group.minimum, math.ceil(Fraction(str(widths.minimum)) * group.width))
-        return min(group.width, widths.round_to * math.ceil(wish / widths.round_to))
+        step = group.step(widths.round_to)
+        return min(group.width, step * math.ceil(wish / step))
 
     def _within_limits(self, widths: dict[str, int]) -> dict[str, int]:
         """Narrow widths in proportion until they cost no more than the limits allow."""

@@ -32,7 +32,7 @@ class Adaptive:
 
     Args:
         epsilon: ε, above 0; the widths then are those of ε, whatever the budget. None: the ε that spends the budget.
-        round_to: widths are multiples of this, or the group's full width; those of a given ε are rounded up.
+        round_to: widths are multiples of so many filters, or the group's full width; those of a given ε are rounded up.
     """
 
     looks_at_ranking: ClassVar[bool] = True

@@ -54,7 +54,7 @@ def project(
         cost: the cost of the whole network.
         direction: wished widths; each is taken to the nearest width that the group may have.
         budget: what may be spent: multiply-accumulates of one image, parameters, or what `measure` returns.
-        round_to: widths are multiples of this, or the group's full width.
+        round_to: widths are multiples of so many filters, or the group's full width.
         measure: what the budget limits: `macs`, `params`, or a function such as `LatencyModel.microseconds`.
 
     Raises:

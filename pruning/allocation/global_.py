@@ -39,7 +39,7 @@ class Global:
         normalise: what a group's scores are divided by: the `mean` or `max` of their absolute values, their `l2` norm
             (Molchanov et al., ICLR 2017), or `none` where scores of different groups compare as they are.
         minimum_share: every group keeps at least this share of its channels, so that none collapses.
-        round_to: widths are multiples of this, or the group's full width.
+        round_to: widths are multiples of so many filters, or the group's full width.
     """
 
     budgeted: ClassVar[bool] = True

@@ -39,7 +39,7 @@ class HSICLasso:
 
     Args:
         minimum_width: ω, the least that a group keeps; the penalty is the one that spends the budget with it.
-        round_to: widths are multiples of this, or the group's full width.
+        round_to: widths are multiples of so many filters, or the group's full width.
         criterion: options of `apib`; normalised paths (`normalise: frobenius`) make another rule of it.
     """
 

@@ -38,7 +38,7 @@ class JointQuadratic:
 
     Args:
         minimum_share: every group keeps at least this share of its channels, so that none collapses.
-        round_to: widths are multiples of this, or the group's full width.
+        round_to: widths are multiples of so many filters, or the group's full width.
         criterion: options of `ccp` beside `joint`, whose model of the loss is looked at whichever criterion chooses the
             channels. Without them it is the policy's own criterion's, which then has to be `ccp` with `joint: true`.
     """

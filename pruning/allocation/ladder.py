@@ -37,7 +37,9 @@ def measure_of(cost: CostModel, measure: str | Measure) -> tuple[Measure, str]:
 
 
 class Ladder:
-    """The widths that each group may take, narrowest first: multiples of `round_to`, and the full width.
+    """The widths that each group may take, narrowest first: multiples of its step, and the full width.
+
+    A step is `round_to` filters in the layers that make the channels: fewer channels where each has several filters.
 
     A state is a rung for each group, int64 `[groups]`, from 0 to `top`.
 
@@ -50,10 +52,11 @@ class Ladder:
             raise OptionError(f"round_to: expected at least 1, got {round_to}")
         self.names = tuple(groups)
         full = np.array([group.width for group in groups.values()], dtype=np.int64)
-        first = -(-np.array([group.minimum for group in groups.values()], dtype=np.int64) // round_to) * round_to
-        self.top = np.maximum(0, -((first - full) // round_to))
+        step = np.array([group.step(round_to) for group in groups.values()], dtype=np.int64)
+        first = -(-np.array([group.minimum for group in groups.values()], dtype=np.int64) // step) * step
+        self.top = np.maximum(0, -((first - full) // step))
         rungs = np.arange(self.top.max(initial=0) + 1)
-        self._widths = np.minimum(first[:, None] + round_to * rungs, full[:, None])  # [groups, rungs]
+        self._widths = np.minimum(first[:, None] + step[:, None] * rungs, full[:, None])  # [groups, rungs]
         self._halfway = (self._widths[:, 1:] + self._widths[:, :-1]) / 2
 
     def at_least(self, wish: Mapping[str, float]) -> Integers:

@@ -16,7 +16,7 @@ from pruning.allocation.levels import Integers, Vector, choose_levels
 from pruning.cost import CostModel
 from pruning.curves import Curve, SensitivityRanking
 from pruning.errors import OptionError, RankingError
-from pruning.groups import ChannelGroups
+from pruning.groups import ChannelGroup, ChannelGroups
 from pruning.policy import CriterionSpec
 from pruning.ranking import Ranking
 
@@ -37,7 +37,7 @@ class Sensitivity:
 
     Args:
         measure: what the curves show: the `loss` (mean cross-entropy) or the `accuracy`.
-        round_to: widths are multiples of this, or the group's full width.
+        round_to: widths are multiples of so many filters, or the group's full width.
         levels: how many widths of each group may be chosen, spread evenly; groups with fewer are searched whole.
         seconds: when to stop, with the best widths so far and a warning that says how far off they can be. Only then
             can equal arguments give other widths.
@@ -93,7 +93,7 @@ class Sensitivity:
         self, groups: ChannelGroups, least: dict[str, int], increases: Mapping[str, Vector], cost: CostModel, macs: int
     ) -> Iterator[dict[str, int]]:
         """Yield the widths that lose least; where they leave too much of the budget, what comes near and spends it."""
-        allowed = {name: self._allowed(least[name], width) for name, width in groups.widths.items()}
+        allowed = {name: self._allowed(least[name], group) for name, group in groups.items()}
         losses = {name: increases[name][widths] for name, widths in allowed.items()}
         enough = math.ceil((1 - TOLERANCE) * macs)
         best = self._choose(allowed, losses, cost, macs)
@@ -130,8 +130,8 @@ class Sensitivity:
         increase: Vector = np.interp(np.arange(widths[-1] + 1), widths, (worse - worse[-1]).numpy())
         return increase
 
-    def _allowed(self, least: int, full: int) -> Integers:
-        rungs = np.array([*range(least, full, self.round_to), full], dtype=np.int64)
+    def _allowed(self, least: int, group: ChannelGroup) -> Integers:
+        rungs = np.array([*range(least, group.width, group.step(self.round_to)), group.width], dtype=np.int64)
         chosen = np.linspace(0, len(rungs) - 1, min(self.levels, len(rungs))).round().astype(np.int64)
         allowed: Integers = rungs[chosen]
         return allowed

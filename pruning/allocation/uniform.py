@@ -22,7 +22,7 @@ class Uniform:
     """Every group keeps the same share of its channels; the share follows from the budget, or from `rate`.
 
     Args:
-        round_to: widths are multiples of this, or the group's full width.
+        round_to: widths are multiples of so many filters, or the group's full width.
         rate: which share of every group is removed, whatever the budget: it keeps c − ⌊rate·c⌋ channels, and up to
             `round_to` − 1 more. None: the budget decides.
     """

@@ -19,6 +19,7 @@ from search.cli.arguments import (
     say_lines,
     say_table,
 )
+from search.places import is_address
 
 commands = typer.Typer()
 
@@ -55,6 +56,62 @@ def rank(
     say("")
     for path in ranked.written:
         say(f"written: {path}")
+
+
+class Device(StrEnum):
+    """What `bench` measures on."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+@commands.command()
+def bench(
+    subject: Annotated[
+        str,
+        typer.Argument(help="Experiment file, a sweep's folder, or a network by name.", metavar="EXPERIMENT_OR_MODEL"),
+    ],
+    batch: Annotated[
+        str | None, typer.Option(help="Numbers of images at a time, e.g. 1,64; default: latency.batch.")
+    ] = None,
+    device: Annotated[Device | None, typer.Option(help="Default: where the experiment's trials run.")] = None,
+    step: Annotated[
+        int | None, typer.Option(help="Widths are multiples of it; default: search.widths.round_to.", min=1)
+    ] = None,
+    widths: Annotated[
+        int | None, typer.Option(help="How many networks are measured; default: 40, or those that were.", min=2)
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option(metavar="C,H,W", help="Shape of an image; default: the experiment's, or the usual.")
+    ] = None,
+    settings: Settings = None,
+) -> None:
+    """Measure once what widths cost on this machine; sweeps with a budget of latency find it.
+
+    Example: prunesearch bench resnet56 --batch 1,64 --step 8
+    """
+    from search.bench import bench as measure
+    from search.bench import parse_image
+    from search.config import load_experiment, model_experiment
+    from search.export import parse_batches
+
+    changes = [*(settings or ()), *([] if step is None else [f"search.widths.round_to={step}"])]
+    by_name = not (is_address(subject) or Path(subject).exists() or subject.endswith((".yaml", ".yml")))
+    asked = model_experiment(subject, changes) if by_name else load_experiment(given(subject), changes)
+    found = measure(
+        asked,
+        batches=() if batch is None else parse_batches(batch),
+        device=device,
+        image=None if image is None else parse_image(image),
+        networks=widths,
+        by_name=by_name,
+        say=say,
+    )
+    for one in found:
+        say("")
+        say(f"a batch of {one.batch}")
+        say_table(*one.rows(), left=())
+        say(one.summary())
 
 
 @commands.command("show-channels")

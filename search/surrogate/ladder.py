@@ -36,7 +36,7 @@ class Ladder:
     def of(
         cls, groups: ChannelGroups, cost: CostModel, least: Mapping[str, int] | None = None, *, round_to: int = 1
     ) -> Ladder:
-        """Return all multiples of `round_to` from the least width of each group on, and its full width.
+        """Return all multiples of `round_to` filters from the least width of each group on, and its full width.
 
         Args:
             groups: the searched ones.
@@ -49,8 +49,9 @@ class Ladder:
         rungs = []
         for name, group in groups.items():
             narrowest = max(group.minimum, (least or {}).get(name, 1))
-            first = -(-narrowest // round_to) * round_to
-            rungs.append(np.array([*range(first, group.width, round_to), group.width], dtype=np.int64))
+            step = group.step(round_to)
+            first = -(-narrowest // step) * step
+            rungs.append(np.array([*range(first, group.width, step), group.width], dtype=np.int64))
         return cls(tuple(groups), tuple(rungs), cost)
 
     @property

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pruning.errors import ModelError, OptionError, UnknownNameError
-from pruning.groups import find_groups
+from pruning.finding import find_groups
 from pruning.models import build_model, input_shape, model_names, paper_groups, timm_names
 from pruning.policy import ModelSpec
 

@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 COMMANDS = (
     *("baseline", "run", "resume", "extend", "compare", "front", "best", "apply"),
     *("describe", "diff", "transfer", "export", "register", "fetch"),
-    *("rank", "show-channels", "groups", "ui", "sync", "schema", "names"),
+    *("bench", "rank", "show-channels", "groups", "ui", "sync", "schema", "names"),
 )
 
 

@@ -56,7 +56,9 @@ def test_a_schema_is_one(kind):
 
 def test_editors_are_told_what_a_key_means():
     widths = schema_of("experiment")["$defs"]["WidthSpace"]
-    assert widths["properties"]["round_to"]["description"] == "widths are multiples of this, or the full width."
+    assert (
+        widths["properties"]["round_to"]["description"] == "widths are multiples of so many filters, or the full width."
+    )
     assert "Attributes" not in json.dumps(schema_of("experiment"))
     search = schema_of("experiment")["$defs"]["SearchSpace"]["properties"]
     assert search["time_budget"]["description"].startswith("Running time after which no more trials are proposed")

@@ -7,12 +7,18 @@ import pytest
 import torch
 from optuna.samplers import RandomSampler
 from optuna.trial import FixedTrial
+from ray.tune.search.searcher import Searcher
 
-from pruning import CRITERIA, CostModel, CriterionSpec, ModelSpec, RankingError, build_model, find_groups
+from pruning import CRITERIA, CostModel, CriterionSpec, ModelSpec, Policy, RankingError, build_model, find_groups
 from search.config import parse_experiment
 from search.errors import ExperimentError
 from search.inputs import ranking_key
+from search.results import Metrics
+from search.searcher import StudySearcher
 from search.space import Space
+from search.starts import make_starts
+from search.study import create_study, enqueue
+from search.surrogate import Ladder
 
 EXAMPLE = torch.zeros(1, 3, 16, 16)
 SPECS = [
@@ -54,6 +60,16 @@ def resnet():
 def odd():
     """Widths that are no powers of two."""
     return Whole(ModelSpec(name="tiny:network", options={"widths": [100, 30]}), torch.zeros(1, 1, 8, 8))
+
+
+@pytest.fixture(scope="module")
+def grouped():
+    """Channels that are several filters."""
+    return Whole(ModelSpec(name="tiny:grouped"), torch.zeros(1, 1, 8, 8))
+
+
+FILTERS = {"first": (4, 2), "last": (1,)}
+"""Of a channel of each group of `tiny:grouped`, in every convolution."""
 
 
 def draws(space, count=25, seed=0):
@@ -102,6 +118,48 @@ def test_widths_lie_between_the_narrowest_and_the_full_one_and_are_round(odd, re
                 least = -(-int(minimum[:-1]) * full // 100)
                 assert min(full, round_to * math.ceil(least / round_to)) <= width <= full
                 assert width % round_to == 0 or width == full
+
+
+@pytest.mark.filterwarnings("ignore:search.sampler")
+@pytest.mark.parametrize("sampler", ["random", "nsga2", "nsga3", "tpe", "gp"])
+@pytest.mark.parametrize(
+    "search",
+    [
+        {"widths": {"per": "group"}},
+        {"widths": {"per": "stage", "around": "global"}, "budget": {"of": "params"}},
+        {"widths": {"per": "scores"}, "allocation": ["searched", "uniform", "global"]},
+    ],
+    ids=["group", "stage", "scores"],
+)
+@pytest.mark.parametrize("round_to", [8, 16])
+def test_every_layer_that_is_proposed_has_a_multiple_of_filters(grouped, tmp_path, sampler, search, round_to):
+    search = {**search, "widths": {**search["widths"], "round_to": round_to}, "sampler": sampler, "trials": 9}
+    space = grouped.space(**search)
+    asked = grouped.experiment({"groups": "inner", **search}, {})
+    study = create_study(tmp_path, asked)
+    for start in make_starts(asked, space):
+        enqueue(study, start)
+    baseline = {"accuracy": 0.9, "loss": 0.3, "macs": grouped.cost.full.macs, "params": grouped.cost.full.params}
+    searcher = StudySearcher(tmp_path, asked, space, baseline)
+    for number in range(9):
+        config = searcher.suggest(str(number))
+        if config == Searcher.FINISHED:  # coarse steps leave few policies
+            break
+        policy = Policy.from_json(config["policy"])
+        for name, width in policy.widths.items():
+            whole = width == grouped.groups[name].width
+            assert whole or all(width * filters % round_to == 0 for filters in FILTERS[name])
+        cost = grouped.cost.cost(policy.widths)
+        searcher.on_trial_complete(str(number), Metrics(0, number / 10, 1.0, cost.macs, cost.params).to_dict())
+    assert number > 2
+
+
+def test_the_surrogates_widths_are_multiples_of_filters(grouped):
+    ladder = Ladder.of(grouped.groups, grouped.cost, {"first": 3}, round_to=8)
+    assert dict(zip(ladder.names, map(list, ladder.rungs), strict=True)) == {
+        "first": [4, 8, 12, 16],  # 8, 16, … filters behind it
+        "last": [8, 16, 24, 32, 40],
+    }
 
 
 def test_the_narrowest_width_is_exact(odd):

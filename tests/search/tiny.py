@@ -119,6 +119,18 @@ class Bare(nn.Module):
         return self.classifier(self.first(images).relu().mean(dim=(2, 3)))
 
 
+class Grouped(nn.Module):
+    """A channel of `first` is 4 filters, and 2 behind it: a whole group of the convolution in the middle."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.first, self.middle = nn.Conv2d(1, 64, 3, padding=1), nn.Conv2d(64, 32, 3, padding=1, groups=16)
+        self.last, self.classifier = nn.Conv2d(32, 40, 1), nn.Linear(40, classes)
+
+    def forward(self, images):
+        return self.classifier(self.last(self.middle(self.first(images).relu()).relu()).relu().mean(dim=(2, 3)))
+
+
 class Noted:
     """A split that writes down which process read it from the object store."""
 
@@ -231,6 +243,10 @@ def mortal(num_classes=10, grave=""):
 
 def bound(num_classes=10, home=0, sleeps=False):
     return Bound(num_classes, home, sleeps)
+
+
+def grouped(num_classes=10):
+    return Grouped(num_classes)
 
 
 def bare(num_classes=10):

@@ -4,9 +4,12 @@ from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from pruning.allocation import ALLOCATIONS
+from pruning.allocation.budget import at_least
 from pruning.cost import CostModel
 from pruning.criteria import CRITERIA
 from pruning.curves import Curve, SensitivityRanking
@@ -34,10 +37,34 @@ class Network(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class Grouped(nn.Module):
+    """Convolution groups: a channel of `wide` is 3 filters, and 2 behind it; of `shuffled` 4."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 26, 3, padding=1)
+        self.wide, self.grouped = nn.Conv2d(26, 96, 1), nn.Conv2d(96, 64, 3, padding=1, groups=32)
+        self.shuffled, self.last = nn.Conv2d(64, 80, 1), nn.Conv2d(20, 40, 1)
+        self.fc = nn.Linear(40, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.grouped(torch.relu(self.wide(torch.relu(self.stem(x))))))
+        x = torch.relu(self.last(nn.functional.pixel_shuffle(torch.relu(self.shuffled(x)), 2)))
+        return self.fc(x.mean((2, 3)))
+
+
 @pytest.fixture(scope="module")
 def problem():
+    return problem_of(Network())
+
+
+@pytest.fixture(scope="module")
+def grouped():
+    return problem_of(Grouped())
+
+
+def problem_of(model):
     torch.manual_seed(0)
-    model = Network()
     groups = find_groups(model, IMAGE)
     other = CRITERIA.build("l1").rank(model, groups)
     rankings = {
@@ -73,7 +100,7 @@ def curves(groups):
     found = {}
     for name, width in groups.widths.items():
         widths = torch.tensor(sorted({1, *range(1, width, max(1, width // 8)), width}))
-        loss = {"stem": 4, "conv1": 4, "expand": 1}[name] * (width / widths.double() - 1)
+        loss = {"stem": 4, "conv1": 4}.get(name, 1) * (width / widths.double() - 1)
         found[name] = Curve(widths, loss, 1 / (1 + loss))
     return found
 
@@ -120,6 +147,41 @@ def test_widths_are_multiples_where_asked(name, problem):
     widths = ALLOCATIONS.build(name, round_to=8).widths(groups, cost, macs, rankings[name])
     assert all(width % 8 == 0 for width in widths.values())
     assert cost.cost(widths).macs <= macs
+
+
+@pytest.mark.parametrize("name", [name for name in ALLOCATIONS.names() if "round_to" in ALLOCATIONS.options(name)])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(round_to=st.sampled_from([2, 3, 8, 16, 32]), percent=st.integers(45, 100))
+def test_every_layer_has_a_multiple_of_filters_or_all_of_them(name, grouped, round_to, percent):
+    groups, cost, rankings = grouped
+    macs = cost.full.macs * percent // 100
+    assume(macs >= cost.cost(narrowest(groups, round_to)).macs)
+    widths = ALLOCATIONS.build(name, round_to=round_to).widths(groups, cost, macs, rankings[name])
+    for group in groups.values():
+        whole = widths[group.name] == group.width
+        assert whole or all(filters % round_to == 0 for filters in filters_of(group, widths[group.name]).values())
+
+
+def narrowest(groups, round_to):
+    """Return the widths that no rule goes below here: some keep a tenth of every group."""
+    least = {name: -(-group.width // 10) for name, group in groups.items()}
+    return at_least(groups, least, round_to)
+
+
+def filters_of(group, width):
+    """Return how many filters each convolution has that makes or carries a group, at a width."""
+    parts = (*group.makers, *(part for part in group.carried if part.tensor.endswith(".weight")))
+    return {part.layer: sum(map(len, part.positions[:width])) for part in parts}
+
+
+def test_a_step_is_counted_in_filters(grouped):
+    groups, _, _ = grouped
+    assert {name: group.width for name, group in groups.items()} == {"stem": 26, "wide": 32, "shuffled": 20, "last": 40}
+    assert filters_of(groups["wide"], 1) == {"wide": 3, "grouped": 2}
+    steps = {round_to: {name: groups[name].step(round_to) for name in groups} for round_to in (1, 8, 12)}
+    assert steps[1] == dict.fromkeys(groups, 1)
+    assert steps[8] == {"stem": 8, "wide": 8, "shuffled": 2, "last": 8}
+    assert steps[12] == {"stem": 12, "wide": 12, "shuffled": 3, "last": 12}
 
 
 @each_allocation
