@@ -43,7 +43,7 @@ def remove(
     with torch.random.fork_rng(devices=[]):
         expected = None if example_input is None else masked_outputs(model, groups, kept, example_input)
         with _restored_on_error(model, places):
-            for (name, axis), positions in places.items():
+            for (name, axis), positions in sorted(places.items()):  # rows first: columns cost more
                 _shrink(model, name, axis, positions)
             for layer in {name.rpartition(".")[0] for name, _ in places}:
                 _tell_sizes(model.get_submodule(layer))
