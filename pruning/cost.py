@@ -12,11 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruning.errors import GraphError, UnknownNameError
 from pruning.groups import ChannelGroups, Slice
 from pruning.lineage import skeleton
+from pruning.lineage.computed import Source, source_of
 from pruning.polynomials import Polynomials, Product
 
 Integers = npt.NDArray[np.int64]
@@ -172,7 +174,13 @@ class _Counting(TorchDispatchMode):
     def __init__(self, bare: nn.Module, uses: _Uses) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._names = {id(parameter): name for name, parameter in bare.named_parameters()}
+        self._bare, self._parameters = bare, dict(bare.named_parameters())
         self._uses = uses
+        self._running: list[str] = []
+        for layer, module in bare.named_modules():
+            if isinstance(module, (_ConvNd, nn.Linear)):
+                module.register_forward_pre_hook(lambda *_, layer=layer: self._running.append(layer))
+                module.register_forward_hook(lambda *_: _void(self._running.pop()))
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -188,8 +196,21 @@ class _Counting(TorchDispatchMode):
 
     def _count(self, weight: Tensor, applied: int, *, parameter_only: bool) -> None:
         whole = weight if weight._base is None else weight._base
-        name = self._names.get(id(whole))
+        name = self._names.get(id(whole)) or self._computed_of(whole)
         if name is not None:  # a slice of a parameter (attention's packed projections) counts for its share
             self._uses.weights[name] += Fraction(applied * weight.numel(), whole.numel())
         elif not parameter_only:
             self._uses.other_macs += applied * weight.numel()
+
+    def _computed_of(self, weight: Tensor) -> str | None:
+        """Return the parameter of the running layer that a weight was computed of, as weight norm and the like do."""
+        for layer in self._running[-1:]:
+            source = source_of(self._bare.get_submodule(layer)) or Source()
+            name = f"{layer}.{source.tensor}"
+            if name in self._parameters and self._parameters[name].shape == weight.shape:
+                return name
+        return None
+
+
+def _void(_: object) -> None:
+    """Drop a value: a forward hook that returns one would replace the output."""

@@ -17,6 +17,7 @@ from pruning.groups import ChannelGroups
 from pruning.inputs import Example
 from pruning.layers import ChannelPad
 from pruning.lineage.attributes import attribute_of, lower
+from pruning.lineage.computed import is_computed, layer_of, refresh, rescale
 from pruning.masking import Places, check_equal, masked_outputs
 
 
@@ -43,9 +44,10 @@ def remove(
     with torch.random.fork_rng(devices=[]):
         expected = None if example_input is None else masked_outputs(model, groups, kept, example_input)
         with _restored_on_error(model, places):
+            _rescale(model, places)
             for (name, axis), positions in sorted(places.items()):  # rows first: columns cost more
                 _shrink(model, name, axis, positions)
-            for layer in {name.rpartition(".")[0] for name, _ in places}:
+            for layer in {layer_of(name) for name, _ in places}:
                 _tell_sizes(model.get_submodule(layer))
             if example_input is not None and expected is not None:
                 check_equal(model, example_input, expected)
@@ -72,7 +74,7 @@ def _check_sizes(model: nn.Module, groups: ChannelGroups, kept: Mapping[str, Seq
     last: dict[int, int] = {}
     for part in (part for name in kept for part in groups[name].slices):
         try:
-            whole = attribute_of(model.get_submodule(part.layer), part.tensor.rpartition(".")[2])
+            whole = attribute_of(*_owner(model, part.tensor))
         except (AttributeError, IndexError):
             raise SurgeryError(f"'{part.tensor}': expected a parameter or a buffer, got none") from None
         size = whole if isinstance(whole, int) else whole.shape[part.axis]
@@ -86,7 +88,8 @@ def _check_sizes(model: nn.Module, groups: ChannelGroups, kept: Mapping[str, Seq
 @contextmanager
 def _restored_on_error(model: nn.Module, places: Places) -> Iterator[None]:
     """Undo every change to the touched layers if anything fails, whatever it is."""
-    layers = [model.get_submodule(layer) for layer in {name.rpartition(".")[0] for name, _ in places}]
+    names = {owner for name, _ in places for owner in (layer_of(name), name.rpartition(".")[0])}
+    layers = [model.get_submodule(name) for name in names]
     before = [(layer, dict(layer.__dict__), dict(layer._parameters), dict(layer._buffers)) for layer in layers]
     try:
         yield
@@ -101,9 +104,23 @@ def _restored_on_error(model: nn.Module, places: Places) -> Iterator[None]:
         raise
 
 
+def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    owner, _, leaf = name.rpartition(".")
+    return model.get_submodule(owner), leaf
+
+
+def _rescale(model: nn.Module, places: Places) -> None:
+    """Give weight norm the lengths of the filters that are left."""
+    removed: dict[str, dict[int, list[int]]] = {}
+    for (name, axis), positions in places.items():
+        if is_computed(name, model.get_submodule(layer_of(name))) and not name.endswith(("weight_g", ".original0")):
+            removed.setdefault(layer_of(name), {})[axis] = positions
+    for layer, axes in removed.items():
+        rescale(model.get_submodule(layer), axes)
+
+
 def _shrink(model: nn.Module, name: str, axis: int, positions: list[int]) -> None:
-    layer, _, leaf = name.rpartition(".")
-    owner = model.get_submodule(layer)
+    owner, leaf = _owner(model, name)
     whole = attribute_of(owner, leaf)
     if isinstance(owner, ChannelPad):
         owner.remove_zeros(positions)
@@ -122,6 +139,7 @@ def _shrink(model: nn.Module, name: str, axis: int, positions: list[int]) -> Non
 def _tell_sizes(module: nn.Module) -> None:
     """Make the integer attributes of a layer agree with its tensors."""
     layer: Any = module
+    refresh(module)
     if isinstance(module, _ConvNd):
         reads, makes = (0, 1) if isinstance(module, _ConvTransposeNd) else (1, 0)
         if module.groups > 1:

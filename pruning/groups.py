@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pruning.errors import PolicyError, UnknownNameError, suggest
 from pruning.lineage import FIXED, Lineage, Note, Role
+from pruning.lineage.computed import effective, layer_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,8 @@ class Slice:
 
     @property
     def layer(self) -> str:
-        """The module that owns the tensor."""
-        return _layer(self.tensor)
+        """The layer that has the tensor; for a parametrised weight not the module that keeps it there."""
+        return layer_of(self.tensor)
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class ChannelGroup:
 def _rows(slices: tuple[Slice, ...], model: nn.Module) -> Tensor:
     rows = []
     for part in slices:
-        weight = tensor_of(model, part.tensor).detach().movedim(part.axis, 0)
+        weight = effective(model, part.tensor).movedim(part.axis, 0)
         in_order = all(position == (index,) for index, position in enumerate(part.positions))
         if not in_order or len(part.positions) != len(weight):
             weight = weight[torch.tensor(part.positions, device=weight.device)]
@@ -211,12 +212,12 @@ def fold(lineage: Lineage) -> ChannelGroups:
             continue
         reason = reasons.get(int(channels[0]))
         if reason is None and len(channels) > 1 and readers:
-            name = _free_name(_layer(makers[0].tensor), groups)
+            name = _free_name(layer_of(makers[0].tensor), groups)
             ties = bool(np.isin(channels, coupled).any())
             groups[name] = ChannelGroup(name, len(channels), ties, makers, carried, readers)
             continue
         why = reason or ("nothing reads them" if not readers else "they can only be removed all at once")
-        pinned.append(Pinned(_layer(makers[0].tensor), len(channels), why, (*makers, *carried)))
+        pinned.append(Pinned(layer_of(makers[0].tensor), len(channels), why, (*makers, *carried)))
     return ChannelGroups(tuple(groups.values()), tuple(pinned), lineage.front_end)
 
 
@@ -311,7 +312,3 @@ def _refine(kinds: Ids, channels: Ids, counts: Ids) -> None:
     """Give some channels new kinds, equal where kinds and counts were."""
     pairs = kinds[channels] * (1 + int(counts.max(initial=0))) + counts
     kinds[channels] = kinds.max(initial=0) + 1 + np.unique(pairs, return_inverse=True)[1]
-
-
-def _layer(tensor: str) -> str:
-    return tensor.rpartition(".")[0]

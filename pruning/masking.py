@@ -18,6 +18,7 @@ from pruning.errors import SurgeryError
 from pruning.groups import ChannelGroups
 from pruning.inputs import Example, as_arguments, noise_like, run_on, shapes, without_values
 from pruning.lineage import skeleton
+from pruning.lineage.computed import is_computed, layer_of
 from pruning.lineage.trial import Reading, normalised_axis, reading
 from pruning.modes import in_mode
 
@@ -41,13 +42,18 @@ def masked_outputs(
     anew = {name.rpartition(".")[0]: place for place in list(readers) if _reads_anew(model, name := place[0])}
     weights = dict(model.named_parameters()) | dict(model.named_buffers())
     masked: dict[str, Tensor] = {}
+    handles = []
     for (name, axis), positions in readers.items():
         if (name, axis) in anew.values():
+            continue
+        layer = model.get_submodule(layer_of(name))
+        if is_computed(name, layer):
+            handles.append(_with_zeros_in(layer, positions))
             continue
         weight = masked.get(name, weights[name].detach())
         masked[name] = weight.index_fill(axis, torch.tensor(positions, dtype=torch.long, device=weight.device), 0)
     places = norms | {place: readers[place] for place in anew.values()}
-    handles = [
+    handles += [
         _with_kept_only(model.get_submodule(name.rpartition(".")[0]), axis, positions)
         for (name, axis), positions in places.items()
     ]
@@ -118,6 +124,17 @@ def _with_kept_only(layer: nn.Module, axis: int, removed: list[int]) -> Removabl
         return torch.zeros_like(output).index_copy(where, index, kept) if _mixes(layer) else kept
 
     return layer.register_forward_hook(of_kept)
+
+
+def _with_zeros_in(layer: nn.Module, positions: Sequence[int]) -> RemovableHandle:
+    """Have a layer whose weight is computed read zeros instead of removed channels."""
+    axis = 1 if isinstance(layer, _ConvNd) else -1
+
+    def zeroed(_: nn.Module, args: tuple[Tensor, ...]) -> Any:
+        index = torch.tensor(positions, dtype=torch.long, device=args[0].device)
+        return args[0].index_fill(axis, index, 0), *args[1:]
+
+    return layer.register_forward_pre_hook(zeroed)
 
 
 def check_equal(model: nn.Module, example_input: Example, expected: list[Tensor]) -> None:

@@ -14,6 +14,7 @@ from pruning.finding import find_groups
 from pruning.greedy import FittingRanking
 from pruning.groups import ChannelGroups, tensor_of
 from pruning.inputs import Example
+from pruning.lineage.computed import is_computed, layer_of
 from pruning.policy import Policy
 from pruning.ranking import Ranking
 
@@ -71,6 +72,9 @@ def prune(
 @contextmanager
 def _replaced(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Give tensors of `model` other values; if what follows fails, their own again."""
+    for name in weights:
+        if is_computed(name, model.get_submodule(layer_of(name))):
+            raise SurgeryError(f"'{name}': expected a weight that fitted values can replace, got one that is computed")
     before = {name: tensor_of(model, name).detach().clone() for name in weights}
     try:
         _copy(model, weights)

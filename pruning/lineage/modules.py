@@ -26,14 +26,15 @@ from pruning.lineage.call import (
     unknown,
 )
 from pruning.lineage.channels import FIXED, Role, spread, varies, varying
+from pruning.lineage.computed import Source, source_of
 from pruning.lineage.trial import Reading, normalised_axis, reading
 
 
 def apply_module(module: nn.Module, call: Call, value: Any) -> Ids:
     """Apply the rule of a module's class, or pin."""
     rule = next((MODULE_RULES[kind] for kind in type(module).__mro__ if kind in MODULE_RULES), None)
-    weighs = rule in (_convolution, _linear)
-    if rule is None or _computes_weights(module) or (weighs and reading(module) is Reading.UNKNOWN):
+    weighs, source = rule in (_convolution, _linear), source_of(module)
+    if rule is None or source is None or (source != Source() if not weighs else reading(module) is Reading.UNKNOWN):
         return _refused(module, call, value)
     found = rule(module, call, value)
     if weighs:
@@ -64,21 +65,25 @@ def refused(call: Call, value: Tensor, weight: str, dim: int, why: str = "") -> 
 
 
 def _carry_others(module: nn.Module, call: Call) -> None:
-    """Note the parameters that a subclass adds: one number a filter, such as a gain."""
-    made = call.lineage.noted(f"{call.place}.weight", 1 if isinstance(module, _ConvTransposeNd) else 0)
+    """Note the lengths of weight norm, and parameters that a subclass adds: one number a filter, such as a gain."""
+    source = source_of(module) or Source()
+    of_weight = f"{call.place}.{source.tensor}"
+    if source.gain is not None and source.along is not None:
+        lengths = call.lineage.noted(of_weight, source.along)
+        if lengths is not None:
+            call.lineage.note(f"{call.place}.{source.gain}", source.along, Role.CARRIED, lengths)
+    for axis in {0, 1} - source.axes:
+        stuck = call.lineage.noted(of_weight, axis)
+        if stuck is not None:
+            call.pin(stuck, "its parametrisation cannot be cut along them")
+    made = call.lineage.noted(of_weight, 1 if isinstance(module, _ConvTransposeNd) else 0)
     for name, parameter in module.named_parameters(recurse=False):
-        if name in ("weight", "bias") or made is None:
+        if name in ("weight", "bias", source.tensor, source.gain) or made is None:
             continue
         if parameter.shape[:1] == made.shape:
             call.lineage.note(f"{call.place}.{name}", 0, Role.CARRIED, made)
         else:
             call.pin(made, f"'{name}' cannot be followed")
-
-
-def _computes_weights(module: nn.Module) -> bool:
-    """Tell whether weights are made anew at each call, as weight norm does: a cut could not shorten them."""
-    leaves = ("weight", "bias")
-    return any(isinstance(getattr(module, leaf, None), Tensor) and leaf not in module._parameters for leaf in leaves)
 
 
 def _convolution(module: _ConvNd, call: Call, value: Tensor) -> Ids:
@@ -112,7 +117,8 @@ def _linear(module: nn.Linear, call: Call, value: Tensor) -> Ids:
 
 
 def _names(module: nn.Module, call: Call) -> tuple[str, str | None]:
-    return f"{call.place}.weight", None if module.bias is None else f"{call.place}.bias"
+    source = source_of(module) or Source()
+    return f"{call.place}.{source.tensor}", None if module.bias is None else f"{call.place}.bias"
 
 
 def weighted(call: Call, ids: Tensor, value: Tensor, weight: str, bias: str | None, *, reads: int, dim: int) -> Ids:
