@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import count
 
 import torch
 from torch import Tensor, nn
 
-from pruning.errors import PolicyError, UnknownNameError, suggest
-from pruning.lineage import FIXED, Lineage, Note, Role, follow
+from pruning.activations import Activations, Shares
+from pruning.errors import GraphError, PolicyError, UnknownNameError, suggest
+from pruning.lineage import FIXED, Lineage, Note, Role, follow, results
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +103,18 @@ class Pinned:
 
 @dataclass(frozen=True)
 class ChannelGroups(Mapping[str, ChannelGroup]):
-    """Every group of a network by name, in the order of the graph; plain data, no reference to the network."""
+    """Every group of a network by name, in the order of the graph; plain data, no reference to the network.
+
+    Attributes:
+        groups: what can be cut.
+        pinned: what cannot.
+        activations: what the network holds in memory for an image of the size on which the groups were found; None
+            where nobody told, or the network does not take one image alone. Equal groups may have others.
+    """
 
     groups: tuple[ChannelGroup, ...]
     pinned: tuple[Pinned, ...] = ()
+    activations: Activations | None = field(default=None, repr=False, compare=False)
     _by_name: dict[str, ChannelGroup] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -133,7 +142,9 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
     def only(self, names: Iterable[str]) -> ChannelGroups:
         """Return some of the groups, in the order of the graph."""
         chosen = set(names)
-        return ChannelGroups(tuple(group for group in self.groups if group.name in chosen), self.pinned)
+        return ChannelGroups(
+            tuple(group for group in self.groups if group.name in chosen), self.pinned, self.activations
+        )
 
     def matching(self, patterns: tuple[str, ...]) -> tuple[str, ...]:
         """Return the groups whose name matches any shell pattern; `inner`, `coupled` and `all` are patterns too.
@@ -178,11 +189,23 @@ def find_groups(model: nn.Module, example_input: Tensor) -> ChannelGroups:
     Raises:
         GraphError: the network cannot be traced.
     """
-    return fold(follow(model, example_input))
+    lineage, graph = follow(model, example_input)
+    try:
+        held = results(graph, example_input)
+    except GraphError:  # it takes no single image
+        return fold(lineage)[0]
+    groups, members = fold(lineage)
+    shares = Shares(lineage.roots(), members)
+    made = tuple(map(shares.of, held))
+    return replace(groups, activations=Activations(tuple(example_input.shape[1:]), example_input.dtype, made))
 
 
-def fold(lineage: Lineage) -> ChannelGroups:
-    """Fold lineage into groups: channels that the same layers make, carry and read, the same number of times."""
+def fold(lineage: Lineage) -> tuple[ChannelGroups, dict[str, list[int]]]:
+    """Fold lineage into groups: channels that the same layers make, carry and read, the same number of times.
+
+    Returns:
+        The groups, and the channels of each.
+    """
     notes = list(lineage.notes())
     places = _places(notes)
     alike: dict[tuple[tuple[int, int], ...], list[int]] = {}
@@ -190,6 +213,7 @@ def fold(lineage: Lineage) -> ChannelGroups:
         alike.setdefault(tuple((index, len(found)) for index, found in where.items()), []).append(channel)
     reasons, coupled = lineage.pinned(), lineage.coupled()
     groups: list[ChannelGroup] = []
+    members: dict[str, list[int]] = {}
     pinned: list[Pinned] = []
     for channels in alike.values():
         makers = [notes[index] for index in places[channels[0]] if notes[index].role is Role.MAKER]
@@ -199,10 +223,11 @@ def fold(lineage: Lineage) -> ChannelGroups:
         readers = any(notes[index].role is Role.READER for index in places[channels[0]])
         if reason is None and len(channels) > 1 and readers:
             groups.append(_group(channels, notes, places, coupled, {group.name for group in groups}))
+            members[groups[-1].name] = channels
             continue
         why = reason or ("nothing reads them" if not readers else "they can only be removed all at once")
         pinned.append(Pinned(_layer(makers[0].tensor), len(channels), why))
-    return ChannelGroups(tuple(groups), tuple(pinned))
+    return ChannelGroups(tuple(groups), tuple(pinned)), members
 
 
 Places = dict[int, dict[int, tuple[int, ...]]]

@@ -130,9 +130,13 @@ class Lineage:
 
     def notes(self) -> Iterator[Note]:
         """Yield every noted axis with the representatives of its ids."""
-        roots = np.array([*map(self.find, range(len(self._parents))), FIXED], dtype=np.int64)
+        roots = self.roots()
         for note in self._notes.values():
-            yield Note(note.tensor, note.axis, note.role, roots[note.ids])  # FIXED, which is −1, finds the last
+            yield Note(note.tensor, note.axis, note.role, roots[note.ids])
+
+    def roots(self) -> Ids:
+        """Return the representative of every id, and last that of FIXED, which is −1 and so finds it there."""
+        return np.array([*map(self.find, range(len(self._parents))), FIXED], dtype=np.int64)
 
     def pinned(self) -> dict[int, str]:
         """Return representative → the first reason that pinned it."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,22 @@ from pruning.lineage.functions import apply_function
 from pruning.lineage.modules import MODULE_RULES, apply_module
 
 
-def follow(model: nn.Module, example_input: Tensor) -> Lineage:
+@dataclass(frozen=True)
+class EvalGraph:
+    """What a network does in eval mode.
+
+    Attributes:
+        model: its skeleton.
+        graph: its operations.
+        ids: of the channels in what a node puts out, where they were followed.
+    """
+
+    model: nn.Module
+    graph: fx.Graph
+    ids: Mapping[fx.Node, Any]
+
+
+def follow(model: nn.Module, example_input: Tensor) -> tuple[Lineage, EvalGraph]:
     """Follow every channel of a network through its train and its eval graph; the network is left as found.
 
     Only shapes are computed, on a skeleton without weights: no memory, no arithmetic, no random number.
@@ -38,10 +53,21 @@ def follow(model: nn.Module, example_input: Tensor) -> Lineage:
     lineage = Lineage()
     _pin_shared(bare, lineage)
     with torch.random.fork_rng(devices=[]):
-        for training in (True, False):
-            bare.train(training)
-            _run(trace(bare), bare, image, lineage)
-    return lineage
+        _run(trace(bare.train()), bare, image, lineage)
+        graph = trace(bare.eval())
+        ids = _run(graph, bare, image, lineage)
+    return lineage, EvalGraph(bare, graph, ids)
+
+
+def eval_graph(model: nn.Module) -> EvalGraph:
+    """Trace a network in eval mode without following channels; it is left as found.
+
+    Raises:
+        GraphError: it cannot be traced.
+    """
+    bare = skeleton(model).eval()
+    with torch.random.fork_rng(devices=[]):
+        return EvalGraph(bare, trace(bare), {})
 
 
 def skeleton(model: nn.Module) -> nn.Module:
@@ -108,7 +134,8 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _run(graph: fx.Graph, model: nn.Module, image: Tensor, lineage: Lineage) -> None:
+def _run(graph: fx.Graph, model: nn.Module, image: Tensor, lineage: Lineage) -> dict[fx.Node, Any]:
+    """Return the ids of what each node puts out."""
     values: dict[fx.Node, Any] = {}
     ids: dict[fx.Node, Any] = {}
     for node in graph.nodes:
@@ -120,6 +147,7 @@ def _run(graph: fx.Graph, model: nn.Module, image: Tensor, lineage: Lineage) -> 
         except Exception as error:
             place = node.target if node.op == "call_module" else node.name
             raise GraphError(f"{type(model).__name__}, at '{place}': {first_line(error)}") from error
+    return ids
 
 
 def _step(
