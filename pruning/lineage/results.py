@@ -187,8 +187,6 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 
 def _leaves(tree: Any) -> Iterator[Any]:
-    if isinstance(tree, slice):
-        tree = (tree.start, tree.stop, tree.step)
     if is_dataclass(tree) and not isinstance(tree, (type, Mapping)):
         tree = vars(tree)
     if isinstance(tree, Mapping):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,12 @@ from torch.nn import functional as F
 from two_heads import IMAGES, TwoHeads, held
 from zeroing import random_ranking
 
+from pruning.activations import Shares
 from pruning.cost import CostModel, Memory, count_memory
 from pruning.errors import GraphError, UnknownNameError
 from pruning.groups import ChannelGroups, find_groups
 from pruning.latency import measure_latency
+from pruning.lineage import Result
 from pruning.lineage.trace import trace
 from pruning.models import build_model
 from pruning.policy import ModelSpec
@@ -58,6 +60,17 @@ class Step(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self.run(self, x)
+
+
+@dataclass
+class Pair:
+    one: Tensor
+    other: Tensor
+
+
+@fx.wrap
+def pair(x: Tensor) -> Pair:
+    return Pair(x + 1, x + 2)
 
 
 def activations(run: Callable[[Any, Tensor], Any], **layers: Any) -> tuple[int, int]:
@@ -143,6 +156,7 @@ STEPS: dict[str, tuple[Callable[[Any, Tensor], Any], int, int]] = {
     "outputs stay": (lambda _, x: [F.relu(x), F.relu(x), x], 64, 64),
     "other types": (lambda _, x: (F.relu(x) > 0).double(), 32 + 8 + 64, 72),  # of one byte, of eight bytes
     "written in the code": (lambda _, x: x + torch.ones(4, 4), 32, 32),
+    "results in an object": (lambda _, x: pair(F.relu(x)).one, 32 + 2 * 32, 96),
     "two results": (lambda _, x: x.max(dim=1), 16 + 2 * 16, 48),  # values, and indices of eight bytes
 }
 
@@ -366,6 +380,19 @@ def test_channels_that_differ_are_refused() -> None:
     unlike = replace(found.activations, made=(replace(first, channel_bytes=None), *others))
     with pytest.raises(GraphError, match=f"channels of equal size at '{first.place}'"):
         two_heads(groups=replace(found, activations=unlike)).memory({})
+
+
+def test_what_a_channel_takes_is_told_where_all_of_a_group_take_as_much() -> None:
+    shares = Shares(np.array([0, 0, 2, 3, -1]), {"a": [0, 2]})  # channel 1 is channel 0, 3 is in no group
+
+    def told(ids: list[int]) -> Any:
+        return shares.of(Result("somewhere", 3, 5, 24, 4, np.array(ids, dtype=np.int64))).channel_bytes
+
+    assert told([0, 2, 3, -1]) == told([2, 1, -1, -1]) == (("a", 24),)
+    assert told([0, 1, 2, 2, 3, 3, 3, -1]) == (("a", 24),)
+    assert told([3, -1]) == told([]) == ()
+    assert told([0, 1, 2]) is told([0, 3]) is None
+    assert told([0, 2, 3, 3, 3]) is None  # 96 bytes have no fifth
 
 
 def test_a_network_that_takes_no_single_image_has_groups_but_tells_no_memory() -> None:
