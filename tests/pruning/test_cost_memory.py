@@ -6,6 +6,7 @@ import copy
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from two_heads import IMAGES, TwoHeads, held
 from zeroing import random_ranking
 
 from pruning.activations import Shares
-from pruning.cost import CostModel, Memory, count_memory
+from pruning.cost import CostModel, Memory, count_cost, count_memory
 from pruning.errors import GraphError, UnknownNameError
 from pruning.groups import ChannelGroups, find_groups
 from pruning.latency import measure_latency
@@ -135,6 +136,30 @@ def test_the_measured_peak_holds_weights_image_and_the_counted_peak() -> None:
     memory = count_memory(network, image)
     measured = measure_latency(network, image, repeats=1, warmup=0).peak_memory_bytes
     assert measured == memory.weight_bytes + memory.peak_activation_bytes + image.nbytes
+
+
+README = Path(__file__).parents[2] / "pruning" / "README.md"
+
+
+def tables() -> dict[str, list[list[str]]]:
+    """Return for each network what the README's tables say of it."""
+    found: dict[str, list[list[str]]] = {}
+    for line in README.read_text().partition("<!-- costs -->")[2].partition("<!-- /costs -->")[0].splitlines():
+        name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        if line.startswith("| ") and cells[0].replace(",", "").isdigit():
+            found.setdefault(name, []).append(cells)
+    return found
+
+
+@pytest.mark.parametrize("name", tables())
+def test_the_tables_of_the_readme_are_what_is_counted(name: str) -> None:
+    pixels, classes = (32, 10) if name == "resnet20" else (224, 1000)
+    network, image = build_model(ModelSpec(name=name, num_classes=classes)), image_of(pixels)
+    memory = count_memory(network, image)
+    sizes = (memory.weight_bytes, memory.activation_bytes, memory.peak_activation_bytes)
+    macs, bytes_ = tables()[name]
+    assert macs[0] == f"{count_cost(network, image).macs:,}"
+    assert bytes_[:3] == [f"{size:,}" for size in sizes]
 
 
 # ── what is an activation, and how long it lives ─────────────────────────────────────────────────────────────────────
