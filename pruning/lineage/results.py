@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from math import prod
 from typing import Any
 
@@ -188,7 +188,7 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 def _leaves(tree: Any) -> Iterator[Any]:
     if is_dataclass(tree) and not isinstance(tree, (type, Mapping)):
-        tree = vars(tree)
+        tree = [getattr(tree, part.name) for part in fields(tree)]
     if isinstance(tree, Mapping):
         tree = tuple(tree.values())
     if isinstance(tree, (tuple, list)):

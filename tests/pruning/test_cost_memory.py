@@ -63,7 +63,7 @@ class Step(nn.Module):
         return self.run(self, x)
 
 
-@dataclass
+@dataclass(slots=True)
 class Pair:
     one: Tensor
     other: Tensor
