@@ -22,7 +22,7 @@ from pruning.checkpoint import (
     save_weights,
     set_weights,
 )
-from pruning.cost import Cost, CostModel, count_cost
+from pruning.cost import Cost, CostModel, Memory, count_cost, count_memory
 from pruning.criteria import CRITERIA, Criterion, StreamingCriterion, rank_together
 from pruning.criteria.sensitivity import Sensitivity
 from pruning.curves import Curve, SensitivityRanking
@@ -98,6 +98,7 @@ __all__ = [
     "Layout",
     "MALFORMED",
     "Measure",
+    "Memory",
     "MixedRanking",
     "ModelError",
     "ModelSpec",
@@ -129,6 +130,7 @@ __all__ = [
     "compare_latency",
     "compare_outputs",
     "count_cost",
+    "count_memory",
     "draw_weights",
     "evaluate",
     "even_positions",

@@ -1,10 +1,11 @@
-"""Cost as the papers count it: multiply-accumulates of convolutions and linear layers, and parameters."""
+"""Cost as the papers count it: multiply-accumulates of convolutions and linear layers, and parameters; and memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pruning.activations import Activation, activations
 from pruning.errors import GraphError, UnknownNameError
 from pruning.groups import ChannelGroups, Slice
-from pruning.lineage import skeleton
+from pruning.inputs import without_values
+from pruning.lineage import Result, eval_graph, results, skeleton
 from pruning.lineage.computed import Source, source_of
 from pruning.polynomials import Polynomials, Product
 
@@ -41,6 +44,28 @@ class Cost:
     params: int
 
 
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The memory that one image takes, in eval mode.
+
+    An activation is a tensor that an operation of the network's graph makes: no view of another one, nothing that is
+    changed in place. It is alive from that operation to the last one that is given it or a view of it, both included;
+    the network's output to the end. The image itself is not an activation. A layer, and a function that torch.fx keeps
+    whole, is one operation: what it needs inside besides what it is given and returns is not counted. What does not
+    depend on the image, such as a table of positions that is computed anew, counts like all else, so the memory of
+    several images is at most so many times that of one.
+
+    Attributes:
+        weight_bytes: parameters and buffers, as they are stored.
+        activation_bytes: all activations together.
+        peak_activation_bytes: the most that is alive at one time, if operations run in the order of the graph.
+    """
+
+    weight_bytes: int
+    activation_bytes: int
+    peak_activation_bytes: int
+
+
 def count_cost(model: nn.Module, example_input: Tensor) -> Cost:
     """Count what a network costs, on its shapes alone: no arithmetic, the network is left as found.
 
@@ -55,6 +80,31 @@ def count_cost(model: nn.Module, example_input: Tensor) -> Cost:
     uses = _uses(bare, example_input)
     macs = sum(uses.macs(name, parameter) for name, parameter in bare.named_parameters())
     return Cost(macs + uses.other_macs, sum(parameter.numel() for parameter in bare.parameters()))
+
+
+def count_memory(model: nn.Module, example_input: Tensor) -> Memory:
+    """Count the memory that a network takes, on its shapes alone: nothing is allocated, the network is left as found.
+
+    Args:
+        model: a network that torch.fx can trace.
+        example_input: `[images, channels, height, width]`; counted is the memory of one image of this type.
+
+    Raises:
+        GraphError: the network cannot be traced, or does not take such an input.
+    """
+    graph = eval_graph(model, example_input)
+    held = results(graph, example_input)
+    sizes = np.array([result.nbytes for result in held], dtype=np.int64)
+    at_once = sizes @ _alive(held)
+    weights = sum(tensor.nbytes for tensor in (*graph.model.parameters(), *graph.model.buffers()))
+    return Memory(weights, int(sizes.sum()), int(at_once.max(initial=0)))
+
+
+def _alive(held: Sequence[Activation | Result]) -> npt.NDArray[np.bool_]:
+    """Tell which activations are alive when each of them is made, `[activations, times]`."""
+    first, last = (np.array([getattr(part, end) for part in held], dtype=np.int64) for end in ("first", "last"))
+    alive: npt.NDArray[np.bool_] = (first[:, None] <= first) & (first <= last[:, None])
+    return alive
 
 
 class CostModel:
@@ -94,6 +144,8 @@ class CostModel:
         products = [Product(1, ()), *(entries for _, entries in self._weights)]
         self._sums = Polynomials(groups.widths, products, np.array(shares, dtype=np.float64))
         self.full = self.cost(groups.widths)
+        self._weight_bytes = _weight_bytes(bare, groups, axes)
+        self._groups, self._bare, self._example = groups, skeleton(model), without_values(example_input, images=1)
 
     def products(self) -> tuple[int, tuple[Product, ...]]:
         """Return the MACs as a polynomial: those that no cut changes, and one product for each weight that cuts do."""
@@ -112,18 +164,51 @@ class CostModel:
         Raises:
             UnknownNameError: no such group.
         """
-        row = self.widths.copy()
-        for name, keep in widths.items():
-            if name not in self._column:
-                raise UnknownNameError("channel group", name, self.groups)
-            row[self._column[name]] = keep
-        macs, params = self.costs(row[None])
+        macs, params = self.costs(self._row(widths))
         return Cost(int(macs[0]), int(params[0]))
 
     def costs(self, widths: Integers) -> tuple[Integers, Integers]:
         """Return MACs and parameters, int64 `[policies]` each, at widths `[policies, groups]` (columns as `groups`)."""
         macs, params = self._sums(np.asarray(widths)).astype(np.int64).T
         return macs, params
+
+    def memory(self, widths: Mapping[str, int]) -> Memory:
+        """Return the memory at widths by group name; a group that is not named keeps all its channels.
+
+        Raises:
+            UnknownNameError: no such group.
+            GraphError: the network cannot be traced for a single image, or channels of a group take unequal shares.
+        """
+        weights, activations, peak = self.memories(self._row(widths))
+        return Memory(int(weights[0]), int(activations[0]), int(peak[0]))
+
+    def memories(self, widths: Integers) -> tuple[Integers, Integers, Integers]:
+        """Return the bytes of weights, of all activations and of those alive at one time, int64 `[policies]` each.
+
+        Args:
+            widths: `[policies, groups]`, columns as `groups`.
+
+        Raises:
+            GraphError: the network cannot be traced for a single image, or channels of a group take unequal shares.
+        """
+        rows = np.asarray(widths)
+        weights, sums = (measure(rows).astype(np.int64) for measure in (self._weight_bytes, self._activation_bytes))
+        return weights[:, 0], sums[:, 0], sums[:, 1:].max(axis=1, initial=0)
+
+    @cached_property
+    def _activation_bytes(self) -> Polynomials:
+        """Bytes of all activations, and of those alive when each of them is made."""
+        made = activations(self._bare, self._groups, self._example)
+        products = [Product(1, ((held.nbytes, dict(held.channel_bytes)),)) for held in made]
+        return Polynomials(self._groups.widths, products, np.hstack([np.ones((len(products), 1)), _alive(made)]))
+
+    def _row(self, widths: Mapping[str, int]) -> Integers:
+        row = self.widths.copy()
+        for name, keep in widths.items():
+            if name not in self._column:
+                raise UnknownNameError("channel group", name, self.groups)
+            row[self._column[name]] = keep
+        return row[None]
 
 
 def _axes(groups: ChannelGroups) -> dict[tuple[str, int], dict[str, int]]:
@@ -140,6 +225,15 @@ def _product(name: str, shape: tuple[int, ...], axes: dict[tuple[str, int], dict
     cut = [axis for axis in range(len(shape)) if (name, axis) in axes]
     untouched = prod(size for axis, size in enumerate(shape) if axis not in cut)
     return Product(untouched, tuple((shape[axis], axes[name, axis]) for axis in cut))
+
+
+def _weight_bytes(bare: nn.Module, groups: ChannelGroups, axes: dict[tuple[str, int], dict[str, int]]) -> Polynomials:
+    """Return the bytes of parameters and buffers, as one value."""
+    products = []
+    for name, tensor in (*bare.named_parameters(), *bare.named_buffers()):
+        entries = _product(name, tuple(tensor.shape), axes)
+        products.append(Product(tensor.element_size() * entries.factor, entries.axes))
+    return Polynomials(groups.widths, products, np.ones((len(products), 1)))
 
 
 @dataclass

@@ -29,7 +29,7 @@ def find_groups(model: nn.Module, example_input: Example) -> ChannelGroups:
     Raises:
         GraphError: the network cannot be traced.
     """
-    groups = fold(follow(model, example_input))
+    groups = fold(follow(model, example_input)[0])
     return _proven(model, groups, example_input) if groups.front_end == EXPORT else groups
 
 

@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 from yaml import YAMLError
 
-from pruning import CRITERIA, Policy, PolicyError, Recipe, compare_latency, evaluate, explain, save_pruned
+from pruning import CRITERIA, Memory, Policy, PolicyError, Recipe, compare_latency, evaluate, explain, save_pruned
 from search.config import Experiment
 from search.dialect import read_yaml
 from search.errors import SweepError
@@ -28,11 +28,12 @@ from search.units import percent
 
 @dataclass(frozen=True, slots=True)
 class Tested:
-    """A network on the test images: top-1 in 0 to 1, cost of one image, median milliseconds of a batch."""
+    """A network on the test images: top-1 in 0 to 1, cost and memory of one image, median milliseconds of a batch."""
 
     accuracy: float
     macs: int
     params: int
+    memory: Memory
     latency_ms: float
 
 
@@ -121,9 +122,10 @@ def apply_policy(policy: Policy, experiment: Experiment, folder: Path, say: Say 
     save_pruned(folder, outcome.network, policy, outcome.kept, image_shape=inputs.data.image_shape)
     accuracy = {name: _tested(network, inputs) for name, network in networks.items()}
     full, metrics = inputs.cost.full, outcome.metrics
+    before, after = (inputs.cost.memory(widths) for widths in ({}, policy.widths))
     return Applied(
-        baseline=Tested(accuracy["baseline"], full.macs, full.params, latency["baseline"].median_ms),
-        pruned=Tested(accuracy["pruned"], metrics.macs, metrics.params, latency["pruned"].median_ms),
+        baseline=Tested(accuracy["baseline"], full.macs, full.params, before, latency["baseline"].median_ms),
+        pruned=Tested(accuracy["pruned"], metrics.macs, metrics.params, after, latency["pruned"].median_ms),
         folder=folder,
     )
 

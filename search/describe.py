@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from pruning import Cost, CriterionSpec, Layout, ModelSpec, Policy, Recipe
+from pruning import Cost, CriterionSpec, Layout, Memory, ModelSpec, Policy, Recipe
 from search.units import percent
 
 Table = tuple[list[str], list[list[str]]]
@@ -42,6 +42,8 @@ class Description:
         whole: how many other groups there are; they keep all channels.
         full: cost of one image before the cut.
         cut: cost of one image after it, exactly.
+        full_memory: of one image before the cut.
+        cut_memory: of one image after it, exactly.
     """
 
     policy: Policy
@@ -49,6 +51,8 @@ class Description:
     whole: int
     full: Cost
     cut: Cost
+    full_memory: Memory
+    cut_memory: Memory
 
 
 def describe_policy(policy: Policy, layout: Layout) -> Description:
@@ -64,7 +68,15 @@ def describe_policy(policy: Policy, layout: Layout) -> Description:
         alone = layout.cost.cost({name: policy.widths[name]})
         saved = Cost(full.macs - alone.macs, full.params - alone.params)
         cuts.append(GroupCut(name, policy.widths[name], group.width, saved, policy.criterion_of(name)))
-    return Description(policy, tuple(cuts), len(layout.groups) - len(cuts), full, layout.cost.cost(policy.widths))
+    return Description(
+        policy=policy,
+        cuts=tuple(cuts),
+        whole=len(layout.groups) - len(cuts),
+        full=full,
+        cut=layout.cost.cost(policy.widths),
+        full_memory=layout.cost.memory({}),
+        cut_memory=layout.cost.memory(policy.widths),
+    )
 
 
 def description_table(description: Description) -> Table:
@@ -87,13 +99,15 @@ def description_table(description: Description) -> Table:
 
 def description_lines(description: Description) -> dict[str, str]:
     """Return what holds for all groups, in words by what it is."""
-    policy = description.policy
+    policy, before, after = description.policy, description.full_memory, description.cut_memory
     whole = f", {description.whole} others keep all channels" if description.whole else ""
     return {
         "policy": f"{policy.fingerprint} for {written_model(policy.model)}",
         "groups": f"{len(description.cuts)} named{whole}; saved is what cutting one group alone would save",
         "MACs": written_cost(description.full.macs, description.cut.macs),
         "parameters": written_cost(description.full.params, description.cut.params),
+        "weights": f"{written_cost(before.weight_bytes, after.weight_bytes)} bytes",
+        "peak": f"{written_cost(before.peak_activation_bytes, after.peak_activation_bytes)} bytes of activations",
         "criterion": written_criteria(policy),
         "auxiliary": written_auxiliary(policy),
         "recipe": written_recipe(policy.recipe),

@@ -54,6 +54,9 @@ class Lineage:
         self._whole: dict[str, str] = {}
         self._agreements: list[tuple[Ids, Ids, str]] = []
 
+    def __len__(self) -> int:
+        return self._count
+
     def fresh(self, count: int) -> Tensor:
         """Return `count` new ids, int64 `[count]`."""
         start, self._count = self._count, self._count + count

@@ -6,7 +6,6 @@ of each filter stays as it is. Of any other parametrisation it is tried along wh
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _WeightNorm
+
+from pruning.lineage.trial import filled
 
 _PARAMETRISED = ".parametrizations."
 
@@ -140,12 +141,12 @@ def _lets_itself_be_cut(steps: Any, axis: int) -> bool:
     last = whole.shape[axis] - 1
 
     def parametrised(weights: Tensor) -> Tensor:
-        for step in steps:
+        for step in copies:
             weights = step(weights)
         return weights
 
     try:
-        steps = copy.deepcopy(steps).cpu().float().eval()
+        copies = [filled(step).eval() for step in steps]
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             one, other = parametrised(whole.narrow(axis, 0, last)), parametrised(whole).narrow(axis, 0, last)
         return one.shape == other.shape and torch.allclose(one, other, rtol=1e-4, atol=1e-6)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Collection
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -24,59 +24,49 @@ from pruning.lineage.shapes import shaped
 EXPORT = "torch.export"
 """The front end that burns numbers in."""
 
+Grapher = Callable[[Example], fx.Graph]
+"""Returns the graph of a skeleton in the mode that it is in."""
 
-def follow(model: nn.Module, example_input: Example) -> Lineage:
-    """Follow every channel of a network through its train and its eval graph; the network is left as found.
 
-    Only shapes are computed, on a skeleton without weights: no memory, no arithmetic, no random number. A network that
-    torch.fx cannot trace is traced by torch.export; failing that by torch.fx again, with modules that do not trace left
-    whole.
+@dataclass(frozen=True)
+class EvalGraph:
+    """What a network does in eval mode.
 
-    Args:
-        model: the network.
-        example_input: `[images, channels, height, width]`, or several inputs; only shapes and types matter.
-
-    Raises:
-        GraphError: it cannot be traced, or does not take such an input.
+    Attributes:
+        model: its skeleton.
+        graph: its operations.
+        ids: of the channels in what a node puts out, where they were followed.
     """
-    # Two images: a batch of one makes the batch axis look like a broadcast axis.
-    example = without_values(example_input, images=2)
-    first: GraphError | None = None
-    for front_end in (by_fx, by_export, by_fx_with_opaque_modules):
-        bare = skeleton(model)
-        try:
-            with torch.random.fork_rng(devices=[]):
-                return front_end(bare, example)
-        except UntraceableError as error:
-            first = first or error
-    assert first is not None
-    raise first
+
+    model: nn.Module
+    graph: fx.Graph
+    ids: Mapping[fx.Node, Any] = field(default_factory=dict)
 
 
 class UntraceableError(GraphError):
     """A front end cannot trace a network; another one may."""
 
 
-def by_fx(bare: nn.Module, example: Example) -> Lineage:
-    """Follow the channels of a skeleton through the graphs of torch.fx."""
+def by_fx(bare: nn.Module, example: Example) -> tuple[str, Grapher]:
+    """Trace a skeleton with torch.fx."""
     mark(bare, tuple(MODULE_RULES))
-    return _followed(bare, example, Lineage(), lambda: trace(bare, example=example))
+    return "torch.fx", lambda images: trace(bare, example=images)
 
 
-def by_export(bare: nn.Module, example: Example) -> Lineage:
-    """Follow the channels of a skeleton through the graphs of torch.export."""
+def by_export(bare: nn.Module, example: Example) -> tuple[str, Grapher]:
+    """Trace a skeleton with torch.export."""
 
-    def graph() -> fx.Graph:
+    def graph(images: Example) -> fx.Graph:
         try:
-            return exported_graph(bare, example, is_whole)
+            return exported_graph(bare, images, is_whole)
         except Exception as error:
             raise UntraceableError(f"{type(bare).__name__}: cannot be exported: {first_line(error)}") from error
 
-    return _followed(bare, example, Lineage(front_end=EXPORT), graph)
+    return EXPORT, graph
 
 
-def by_fx_with_opaque_modules(bare: nn.Module, example: Example) -> Lineage:
-    """Follow the channels of a skeleton around the innermost modules that torch.fx cannot trace."""
+def by_fx_with_opaque_modules(bare: nn.Module, example: Example) -> tuple[str, Grapher]:
+    """Trace a skeleton with torch.fx around the innermost modules that it cannot trace."""
     mark(bare, tuple(MODULE_RULES))
     opaque: set[str] = set()
     while True:
@@ -89,19 +79,87 @@ def by_fx_with_opaque_modules(bare: nn.Module, example: Example) -> Lineage:
             opaque.add(tracer.failed)
         else:
             break
-    lineage = Lineage(front_end=f"torch.fx without a look into {', '.join(sorted(opaque))}")
-    return _followed(bare, example, lineage, lambda: trace(bare, Tracer(opaque), example))
+    name = f"torch.fx without a look into {', '.join(sorted(opaque))}"
+    return name, lambda images: trace(bare, Tracer(opaque), images)
 
 
-def _followed(bare: nn.Module, example: Example, lineage: Lineage, graph: Callable[[], fx.Graph]) -> Lineage:
+FrontEnd = Callable[[nn.Module, Example], tuple[str, Grapher]]
+
+FRONT_ENDS: tuple[FrontEnd, ...] = (by_fx, by_export, by_fx_with_opaque_modules)
+"""In the order in which they are tried."""
+
+
+def follow(
+    model: nn.Module, example_input: Example, front_ends: Sequence[FrontEnd] = FRONT_ENDS
+) -> tuple[Lineage, EvalGraph]:
+    """Follow every channel of a network through its train and its eval graph; the network is left as found.
+
+    Only shapes are computed, on a skeleton without weights: no memory, no arithmetic, no random number. A network that
+    torch.fx cannot trace is traced by torch.export; failing that by torch.fx again, with modules that do not trace left
+    whole.
+
+    Args:
+        model: the network.
+        example_input: `[images, channels, height, width]`, or several inputs; only shapes and types matter.
+        front_ends: what may trace it; the first that does is used.
+
+    Raises:
+        GraphError: it cannot be traced, or does not take such an input.
+    """
+    # Two images: a batch of one makes the batch axis look like a broadcast axis.
+    example = without_values(example_input, images=2)
+    return _by_first(model, example, front_ends, _followed)
+
+
+def eval_graph(model: nn.Module, example_input: Example) -> EvalGraph:
+    """Trace a network in eval mode without following channels; it is left as found.
+
+    Raises:
+        GraphError: it cannot be traced.
+    """
+
+    def graph(bare: nn.Module, example: Example, _: str, grapher: Grapher) -> EvalGraph:
+        bare.eval()
+        return EvalGraph(bare, grapher(example))
+
+    return _by_first(model, without_values(example_input, images=1), FRONT_ENDS, graph)
+
+
+Done = TypeVar("Done")
+
+
+def _by_first(
+    model: nn.Module,
+    example: Example,
+    front_ends: Sequence[FrontEnd],
+    done: Callable[[nn.Module, Example, str, Grapher], Done],
+) -> Done:
+    """Do something with what the first front end that can makes of a network."""
+    first: GraphError | None = None
+    for front_end in front_ends:
+        bare = skeleton(model)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                return done(bare, example, *front_end(bare, example))
+        except UntraceableError as error:
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def _followed(bare: nn.Module, example: Example, front_end: str, graph: Grapher) -> tuple[Lineage, EvalGraph]:
+    lineage = Lineage(front_end)
     _pin_shared(bare, lineage)
     bare.train()
-    in_training = graph()
-    _run(in_training, bare, example, lineage)
+    in_training = graph(example)
+    ids = _run(in_training, bare, example, lineage)
     bare.eval()
-    if not _same(in_training, in_evaluation := graph()):
-        _run(in_evaluation, bare, example, lineage)
-    return lineage
+    in_evaluation = graph(example)
+    if _same(in_training, in_evaluation):
+        ids = {twin: ids[node] for node, twin in zip(in_training.nodes, in_evaluation.nodes, strict=True)}
+    else:
+        ids = _run(in_evaluation, bare, example, lineage)
+    return lineage, EvalGraph(bare, in_evaluation, ids)
 
 
 def _same(one: fx.Graph, other: fx.Graph) -> bool:
@@ -113,7 +171,9 @@ def _same(one: fx.Graph, other: fx.Graph) -> bool:
     def alike(node: fx.Node, twin: fx.Node) -> bool:
         if (node.op, node.target) != (twin.op, twin.target):
             return False
-        if node.op.startswith("call_f") and keeps_ids(_name(node)):  # dropout and the like: only a flag tells the modes
+        if node.op.startswith("call_f") and keeps_ids(
+            name_of(node)
+        ):  # dropout and the like: only a flag tells the modes
             return [partner[source] for source in node.all_input_nodes] == twin.all_input_nodes
         return bool(look_up((node.args, node.kwargs), partner) == (twin.args, twin.kwargs))
 
@@ -228,8 +288,9 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _run(graph: fx.Graph, model: nn.Module, example: Example, lineage: Lineage) -> None:
-    given = list(as_arguments(example)[0]), as_arguments(example)[1]
+def _run(graph: fx.Graph, model: nn.Module, example: Example, lineage: Lineage) -> dict[fx.Node, Any]:
+    """Return the ids of what each node puts out."""
+    given = Inputs(example)
     values: dict[fx.Node, Any] = {}
     ids: dict[fx.Node, Any] = {}
     for node in graph.nodes:
@@ -241,24 +302,26 @@ def _run(graph: fx.Graph, model: nn.Module, example: Example, lineage: Lineage) 
         except Exception as error:
             place = node.target if node.op == "call_module" else node.name
             raise GraphError(f"{type(model).__name__}, at '{place}': {first_line(error)}") from error
+    return ids
 
 
 def _step(
     node: fx.Node,
     model: nn.Module,
-    given: tuple[list[Any], dict[str, Any]],
+    given: Inputs,
     lineage: Lineage,
     values: dict[fx.Node, Any],
     ids: dict[fx.Node, Any],
 ) -> tuple[Any, Any]:
     """Return the value and the ids of one node of the graph."""
     if node.op == "placeholder":
-        return _placeholder(node, *given)
+        value = given.next(node)
+        return value, like(value)
     if node.op == "get_attr":
         return _attribute(str(node.target), model, lineage)
     args, kwargs = look_up((node.args, node.kwargs), values)
     call = Call(
-        name=_name(node),
+        name=name_of(node),
         place=str(node.target) if node.op == "call_module" else node.name,
         literal=(node.args, node.kwargs),
         values=(args, kwargs),
@@ -302,18 +365,31 @@ def _attribute(name: str, model: nn.Module, lineage: Lineage) -> tuple[Any, Any]
     return constant, like(constant)  # written in the code: it does not follow a cut
 
 
-def _placeholder(node: fx.Node, in_order: list[Any], by_name: dict[str, Any]) -> tuple[Any, Any]:
-    """Return the next input; its channels are nobody's to cut."""
-    name = str(node.target)
-    if name in by_name or in_order:
-        value = by_name[name] if name in by_name else in_order.pop(0)
-        return value, like(value)
-    if node.args:  # an input with a default value stays at its default
-        return node.args[0], None
-    raise GraphError(f"forward: expected one input without a default, got another: '{node.name}'")
+class Inputs:
+    """Hands the inputs of an example to the placeholders of a graph."""
+
+    def __init__(self, example: Example) -> None:
+        in_order, self._by_name = as_arguments(example)
+        self._in_order = list(in_order)
+
+    def next(self, node: fx.Node) -> Any:
+        """Return the value of the next placeholder.
+
+        Raises:
+            GraphError: the example has none, and there is no default.
+        """
+        name = str(node.target)
+        if name in self._by_name:
+            return self._by_name[name]
+        if self._in_order:
+            return self._in_order.pop(0)
+        if node.args:  # an input with a default value stays at its default
+            return node.args[0]
+        raise GraphError(f"forward: expected one input without a default, got another: '{node.name}'")
 
 
-def _name(node: fx.Node) -> str:
+def name_of(node: fx.Node) -> str:
+    """Return the name of the function or method that a node calls, without ATen's overload."""
     if isinstance(node.target, torch._ops.OpOverload):
         return overload_name(node.target)
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))

@@ -41,7 +41,7 @@ def reading(layer: nn.Module) -> Reading:
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 torch.manual_seed(0)
-                _found[key] = _tried(_filled(layer))
+                _found[key] = _tried(filled(layer))
         except Exception:  # whatever somebody's code raises
             _found[key] = Reading.UNKNOWN
     return _found[key]
@@ -56,7 +56,7 @@ def normalised_axis(norm: nn.LayerNorm) -> int | None:
         (channels,) = norm.normalized_shape
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(0)
-            bare = _filled(norm)
+            bare = filled(norm)
             try:
                 for name, parameter in bare.named_parameters():
                     parameter.fill_(0 if name == "bias" else 1)
@@ -68,7 +68,7 @@ def normalised_axis(norm: nn.LayerNorm) -> int | None:
     return _axes[kind]
 
 
-def _filled(layer: nn.Module) -> nn.Module:
+def filled(layer: nn.Module) -> nn.Module:
     """Return a copy of a layer on the CPU with random numbers, about as large as trained ones."""
     memo: dict[int, Any] = {id(held): None for held in vars(layer).values() if isinstance(held, Tensor)}
     for parameter in layer.parameters():

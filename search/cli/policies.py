@@ -92,10 +92,17 @@ def _say_tested(applied: Applied) -> None:
     before, after = applied.baseline, applied.pruned
     points = f"{100 * (after.accuracy - before.accuracy):+.2f} points"
     faster = percent(after.latency_ms / before.latency_ms)
+
+    def counted(name: str, whole: int, cut: int) -> list[str]:
+        return [name, f"{whole:,}", f"{cut:,}", percent(cut / whole)]
+
+    held, needed = before.memory, after.memory
     rows = [
         ["accuracy", percent(before.accuracy, 2), percent(after.accuracy, 2), points],
-        ["MACs", f"{before.macs:,}", f"{after.macs:,}", percent(after.macs / before.macs)],
-        ["parameters", f"{before.params:,}", f"{after.params:,}", percent(after.params / before.params)],
+        counted("MACs", before.macs, after.macs),
+        counted("parameters", before.params, after.params),
+        counted("weight bytes", held.weight_bytes, needed.weight_bytes),
+        counted("peak activation bytes", held.peak_activation_bytes, needed.peak_activation_bytes),
         ["latency (ms)", f"{before.latency_ms:.2f}", f"{after.latency_ms:.2f}", faster],
     ]
     say_table(["tested once", "baseline", "pruned", ""], rows)

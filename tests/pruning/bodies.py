@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from zeroing import distance, half, random_ranking, randomise, zeroed
 
-from pruning.cost import CostModel, count_cost
+from pruning.cost import CostModel, count_cost, count_memory
 from pruning.finding import find_groups
 from pruning.surgery import prune
 
@@ -107,3 +107,4 @@ def check_case(case: Case, *, check: bool) -> None:
     assert distance(network(IMAGES), masked) < 1e-12  # float64
     assert (distance(network(IMAGES), whole) > 1e-3) == bool(kept)
     assert count_cost(network, IMAGES) == costs.cost(widths)
+    assert count_memory(network, IMAGES) == costs.memory(widths)

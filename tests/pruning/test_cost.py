@@ -34,6 +34,10 @@ NETWORKS = {
     "shufflenet_v2_x1_0": 64,
     "regnet_y_400mf": 64,
     "densenet121": 64,
+    "resnet18": 64,
+    "efficientnet_b0": 64,
+    "convnext_tiny": 64,
+    "googlenet": 64,
 }
 
 
@@ -93,6 +97,25 @@ def test_macs_are_those_of_hooks_and_of_torch(name: str, pixels: int) -> None:
 def test_single_layers_are_counted(layer: nn.Module) -> None:
     image = torch.zeros(1, 4, 8, 8)
     assert count_cost(layer, image).macs == macs_by_hooks(layer.eval(), image) == macs_by_torch(layer, image)
+
+
+@pytest.mark.parametrize("pixels", [64, 96])
+def test_torch_counts_the_products_of_attention_too(pixels: int) -> None:
+    image = torch.empty(1, 3, pixels, pixels, device="meta")
+    vit, tokens = build("vit_b_16", image_size=pixels), (pixels // 16) ** 2 + 1
+    assert macs_by_torch(vit, image) - count_cost(vit, image).macs == 12 * products(tokens, tokens, 768)
+
+    swin, expected = build("swin_t"), 0
+    for stage, blocks in enumerate((2, 2, 6, 2)):
+        side = pixels // 4 // 2**stage
+        padded = -(-side // 7) * 7  # windows of 7 × 7 cover the map
+        expected += blocks * products(padded**2, 49, 96 * 2**stage)
+    assert macs_by_torch(swin, image) - count_cost(swin, image).macs == expected
+
+
+def products(tokens: int, window: int, channels: int) -> int:
+    """Each token meets all of its window twice: to be weighed, and to be summed."""
+    return 2 * tokens * window * channels
 
 
 def test_the_cost_of_a_known_network_is_the_published_one() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -401,11 +400,6 @@ def layer_norm_that_knows_only_a_number(net: Body, x: Tensor) -> Tensor:
     return net.mix(net.norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
 
 
-@pinned(lambda: {"b": nn.utils.parametrizations.weight_norm(convolution(8, 8))}, also="b")
-def weights_that_are_computed(net: Body, x: Tensor) -> Tensor:
-    return net.b(x)
-
-
 class StandardisedConvolution(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         centred = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
@@ -603,12 +597,3 @@ def test_a_network_that_cannot_be_copied_says_so() -> None:
     network.reader = (line for line in ())
     with pytest.raises(GraphError, match=r"^Sequential: cannot be copied: cannot pickle 'generator' object"):
         find_groups(network, IMAGES.float())
-
-
-def test_old_weight_norm_is_pinned() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        normed = nn.utils.weight_norm(convolution(8, 8))
-    groups = find_groups(nn.Sequential(convolution(3, 8), normed, nn.Flatten(), nn.Linear(512, 2)), IMAGES.float())
-    assert not groups
-    assert [pin.layer for pin in groups.pinned] == ["0", "1", "3"]

@@ -12,8 +12,7 @@ from pruning.cost import CostModel, count_cost
 from pruning.errors import GraphError
 from pruning.finding import find_groups
 from pruning.groups import fold
-from pruning.inputs import without_values
-from pruning.lineage import skeleton
+from pruning.lineage import follow
 from pruning.lineage.trace import by_export, by_fx
 from pruning.models import build_model
 from pruning.policy import ModelSpec
@@ -27,8 +26,8 @@ IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 )
 def test_groups_are_the_same_from_either_front_end(name):
     network = build_model(ModelSpec(name=name))
-    images = without_values(torch.zeros(1, 3, 64, 64), images=2)
-    by_one, by_other = (fold(front_end(skeleton(network), images)) for front_end in (by_fx, by_export))
+    images = torch.zeros(1, 3, 64, 64)
+    by_one, by_other = (fold(follow(network, images, [front_end])[0]) for front_end in (by_fx, by_export))
     assert by_one.groups == by_other.groups
     assert (by_one.front_end, by_other.front_end) == ("torch.fx", "torch.export")
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from zeroing import distance, half, outputs, random_ranking, randomise, zeroed
 
 from pruning.checkpoint import load_pruned, save_pruned
-from pruning.cost import CostModel, count_cost
+from pruning.cost import CostModel, count_cost, count_memory
 from pruning.finding import find_groups
 from pruning.models import build_model
 from pruning.policy import ModelSpec, Policy
@@ -62,6 +62,7 @@ def test_half_of_every_group_can_go(name: str, tmp_path: Path) -> None:
     assert distance(pruned, whole) > 1e-2
     assert kept == expected
     assert count_cost(model, images) == costs.cost(policy.widths)
+    assert count_memory(model, images) == costs.memory(policy.widths)
 
     step(model, pixels)
     save_pruned(tmp_path / "pruned", model, policy, kept, image_shape=(3, pixels, pixels))

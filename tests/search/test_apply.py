@@ -12,6 +12,7 @@ from pruning import (
     Recipe,
     UnknownNameError,
     count_cost,
+    count_memory,
     evaluate,
     hash_weights,
 )
@@ -60,6 +61,7 @@ def test_the_folder_holds_the_network_that_was_tested(storage, policy, tmp_path)
     assert evaluate(loaded.model, data.test).accuracy == applied.pruned.accuracy
     cost = count_cost(loaded.model, torch.zeros(1, *data.image_shape))
     assert (cost.macs, cost.params) == (applied.pruned.macs, applied.pruned.params)
+    assert count_memory(loaded.model, torch.zeros(1, *data.image_shape)) == applied.pruned.memory
     assert applied.pruned.latency_ms > 0
     assert [line.partition(":")[0].strip() for line in lines[-3:]] == ["cut and recalibrated", "epoch 1/2", "epoch 2/2"]
 
@@ -70,6 +72,7 @@ def test_the_baseline_is_tested_uncut(storage, policy, tmp_path):
     cost = count_cost(subject.network, subject.example)
     assert applied.baseline.accuracy == evaluate(subject.network, subject.data.test).accuracy
     assert (applied.baseline.macs, applied.baseline.params) == (cost.macs, cost.params)
+    assert applied.baseline.memory == count_memory(subject.network, subject.example) != applied.pruned.memory
 
 
 def test_test_images_are_opened_once_for_each_network_at_the_end(storage, policy, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ import typer
 from mlflow import MlflowClient
 from PIL import Image
 
-from pruning import CRITERIA, Policy, build_model, evaluate, load_policy
+from pruning import CRITERIA, Policy, build_model, count_memory, evaluate, load_policy
 from search import cli
 from search.pareto import knee
 from search.prepare import prepare, space_of
@@ -345,6 +345,8 @@ def test_the_best_trial_is_applied(call, sweep, tmp_path, monkeypatch):
     accuracy = evaluate(loaded.model, prepare(Sweep.load(sweep).experiment).data.test).accuracy
     (row,) = [line for line in text.splitlines() if line.startswith("accuracy ")]
     assert percent(accuracy, 2) in row
+    (row,) = [line for line in text.splitlines() if line.startswith("weight bytes ")]
+    assert f"{count_memory(loaded.model, torch.zeros(1, *tiny.IMAGE_SHAPE)).weight_bytes:,}" in row
     assert text.splitlines()[-1] == "pruned network written to pruned"
 
 

@@ -16,6 +16,7 @@ from pruning import (
     Recipe,
     build_model,
     count_cost,
+    count_memory,
     layout_of,
     load_policy,
     prune,
@@ -56,10 +57,14 @@ def written(tmp_path):
 
 def really_cut(widths):
     """What the network costs after surgery."""
+    return count_cost(*after_surgery(widths))
+
+
+def after_surgery(widths):
     network, example = build_model(RESNET), torch.zeros(1, 3, 32, 32)
     ranking = CRITERIA.build("l1").rank(network, laid_out().groups)
     prune(network, widths, ranking, groups=laid_out().groups, example_input=example)
-    return count_cost(network, example)
+    return network, example
 
 
 def long_lines(text):
@@ -73,6 +78,8 @@ def test_a_description_says_what_really_cutting_would_save():
     description = describe_policy(resnet_policy(), laid_out())
     full = really_cut({})
     assert (description.full, description.cut) == (full, really_cut(CUT))
+    assert description.full_memory == count_memory(*after_surgery({}))
+    assert description.cut_memory == count_memory(*after_surgery(CUT)) != description.full_memory
     assert [cut.name for cut in description.cuts] == sorted(CUT, key=list(laid_out().groups).index)
     for cut in description.cuts:
         alone = really_cut({cut.name: CUT[cut.name]})
@@ -95,13 +102,15 @@ def test_a_policy_is_described_without_weights_or_images(call, written):
     policy = resnet_policy(auxiliary=auxiliary, recipe=recipe, seed=7)
     code, text, complaint = call("describe", written(policy))
     assert (code, complaint) == (0, "")
-    cost = really_cut(CUT)
+    cost, memory = really_cut(CUT), count_memory(*after_surgery(CUT))
     told = dict(line.split("  ", 1) for line in text.splitlines()[len(CUT) + 2 :])
     told = {name: value.strip() for name, value in told.items()}
     assert text.splitlines()[1].split() == ["layer1.0.conv1", "4/16", "25.0", "%", "8.7", "%", "3,480"]
     assert told["policy"] == f"{policy.fingerprint} for resnet20, 10 classes"
     assert told["MACs"].startswith(f"40,551,040 → {cost.macs:,} (")
     assert told["parameters"].startswith(f"269,722 → {cost.params:,} (")
+    assert told["weights"].startswith(f"1,084,544 → {memory.weight_bytes:,} (")
+    assert f" → {memory.peak_activation_bytes:,} (" in told["peak"]
     assert told["auxiliary"] == "3, layer2.1; dcp heads, weight 0.5"
     assert told["recipe"] == "4 epochs of sgd, learning rate 0.02 cosine, batches of 128, label_smoothing 0.1"
     assert (told["criterion"], told["seed"]) == ("l1", "7")
