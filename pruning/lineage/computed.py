@@ -148,7 +148,10 @@ def _lets_itself_be_cut(steps: Any, axis: int) -> bool:
     try:
         copies = [filled(step).eval() for step in steps]
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            one, other = parametrised(whole.narrow(axis, 0, last)), parametrised(whole).narrow(axis, 0, last)
-        return one.shape == other.shape and torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+            of_all = parametrised(whole)
+            pairs = [(parametrised(whole.narrow(axis, k, last)), of_all.narrow(axis, k, last)) for k in (0, 1)]
+        return all(
+            one.shape == other.shape and torch.allclose(one, other, rtol=1e-4, atol=1e-6) for one, other in pairs
+        )
     except Exception:  # whatever somebody's code raises
         return False
