@@ -12,7 +12,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from channel_labels import Channel
-from hypothesis import given, note, settings
+from hypothesis import assume, given, note, settings
 from hypothesis import strategies as st
 from random_networks import PLAIN, Plan, plans
 from random_operations import FunctionalConvolution, Step
@@ -28,7 +28,10 @@ from pruning.lineage import FIXED, Lineage, Role, follow
 from pruning.ranking import NestedRanking
 from pruning.surgery import prune
 
-SHORT, LONG = 200, 5000
+SHORT, LONG, PARTS = 200, 1000, 5
+ROUNDING_IS_ACCEPTED = False
+"""Whether a cut is made if an output is zero but for rounding, such as a mean of what an instance norm gives. The proof
+compares such an output in parts of itself."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,12 @@ class Cut:
         self.prune(network)
         return network
 
+    @cached_property
+    def masked(self) -> list[Tensor]:
+        """What the uncut network gives when each step gives zeros for the channels that go."""
+        with torch.no_grad():
+            return outputs(masked_step_by_step(self)(self.images))
+
 
 # ── the laws ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -91,8 +100,7 @@ class Cut:
 def a_cut_network_is_the_masked_one(cut: Cut) -> None:
     with torch.no_grad():
         pruned, whole = cut.network_cut(cut.images), cut.uncut(cut.images)
-        masked = masked_step_by_step(cut)(cut.images)
-    assert apart(pruned, masked) < 1e-9  # float64; some norms divide by the tiny variance of a few places
+    assert apart(pruned, cut.masked) < 1e-9  # float64; some norms divide by the tiny variance of a few places
     assert cut.kept or apart(pruned, whole) == 0
 
 
@@ -290,6 +298,7 @@ def check_laws(plan: Plan, seed: int) -> None:
     note(plan.source())
     cut = Cut(plan, seed)
     note(f"widths {cut.widths} of {cut.groups.widths}")
+    assume(ROUNDING_IS_ACCEPTED or not any(0 < float(part.abs().max()) < 1e-9 for part in cut.masked))
     for law in LAWS:
         law(cut)
 
@@ -314,7 +323,11 @@ def test_of_plain_layers_nothing_is_pinned_but_what_comes_out(plan: Plan) -> Non
 
 @pytest.mark.nightly
 @pytest.mark.timeout(7200)
-@settings(max_examples=LONG, print_blob=True)
-@CASES
-def test_the_laws_of_a_cut_hold_for_many_random_networks(plan: Plan, seed: int) -> None:
-    check_laws(plan, seed)
+@pytest.mark.parametrize("part", range(PARTS))
+def test_the_laws_of_a_cut_hold_for_many_random_networks(part: int) -> None:
+    @settings(max_examples=LONG, database=None, print_blob=True)
+    @CASES
+    def check(plan: Plan, seed: int) -> None:
+        check_laws(plan, seed)
+
+    check()
