@@ -1,161 +1,19 @@
-"""Random networks: a plan is drawn as plain data, a module runs it, and its labels say which channels are one."""
+"""Random networks are drawn step by step; each kind of step is a function that writes it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import random_layers as layers
 import random_operations as ops
 import torch
-from channel_labels import Labels
 from hypothesis import strategies as st
-from random_operations import Operation, Step
-from torch import Tensor, nn
-from zeroing import randomise
+from random_layers import Operation, Step
+from random_programs import IMAGE_SIZES, Again, Block, Line, Plan, Program, shapes_of
 
-IMAGE_SIZES = {1: (3, 12), 2: (3, 8, 8), 3: (3, 4, 4, 4)}
 LARGEST = 32
 """No map has more channels."""
-
-SHARED_UNDER_TWO_NAMES = False
-"""Whether a step that runs twice is registered twice. Off: the proof of a cut leaves masked weights in such a layer."""
-
-
-# ── plans and networks ───────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True)
-class Again(Operation):
-    """An earlier step, run once more with the same weights."""
-
-    step: int
-
-
-@dataclass(frozen=True)
-class Line:
-    """An operation and the values that it takes: 0 is the input, every result the next number."""
-
-    operation: Operation
-    takes: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Program:
-    """Lines in the order in which they run, and the values that are given back."""
-
-    lines: tuple[Line, ...]
-    gives: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Block(Operation):
-    """A program as a step of another, in a module of its own."""
-
-    program: Program
-
-    def own(self, step: Any, *shapes: torch.Size) -> None:
-        step.layer = Runner(self.program, shapes[0])
-
-    def run(self, step: Any, *inputs: Tensor) -> Any:
-        return step.layer(inputs[0])[0]
-
-    def labels(self, labels: Labels, name: str, *given: list[int]) -> list[list[int]]:
-        return follow(self.program, labels, f"{name}.layer.", given[0])
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A whole network: its body works on rows, images or volumes."""
-
-    dims: int
-    program: Program
-
-    @property
-    def image_size(self) -> tuple[int, ...]:
-        return IMAGE_SIZES[self.dims]
-
-    def images(self) -> Tensor:
-        """Return two images, the same ones at each call."""
-        generator = torch.Generator().manual_seed(self.dims)
-        return torch.randn(2, *self.image_size, dtype=torch.double, generator=generator)
-
-    def network(self) -> nn.Module:
-        """Return the network with random numbers everywhere, the same ones at each call."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return randomise(Runner(self.program, torch.Size((2, *self.image_size)))).double().eval()
-
-    def labels(self) -> Labels:
-        labels = Labels()
-        for given in follow(self.program, labels, "", [-1] * self.image_size[0]):
-            labels.pin(given)
-        return labels
-
-    def source(self) -> str:
-        """Return the plan for a reader, a step a line."""
-        return "\n".join((f"image {self.image_size}", *_listing(self.program, "")))
-
-
-def _listing(program: Program, indent: str) -> list[str]:
-    found, count = [], 1
-    for index, line in enumerate(program.lines):
-        takes = ", ".join(map(str, line.takes))
-        inner = isinstance(line.operation, Block)
-        what = "Block" if inner else repr(line.operation)
-        found.append(f"{indent}steps.{index}: {what} of {takes} makes {count}")
-        found += _listing(line.operation.program, indent + "    ") if isinstance(line.operation, Block) else []
-        count += line.operation.results
-    return [*found, f"{indent}gives {', '.join(map(str, program.gives))}"]
-
-
-class Runner(nn.Module):
-    """Runs a program; its steps are modules, those that run twice the same one."""
-
-    def __init__(self, program: Program, shape: torch.Size) -> None:
-        super().__init__()
-        self.program, self.steps, shapes = program, nn.ModuleDict(), [shape]
-        for index, line in enumerate(program.lines):
-            operation, given = line.operation, [shapes[take] for take in line.takes]
-            if not isinstance(operation, Again):
-                self.steps[str(index)] = Step(operation, *given)
-            elif SHARED_UNDER_TWO_NAMES:
-                self.steps[str(index)] = self.steps[str(operation.step)]
-            shapes += shapes_of(self.step(index), given)
-
-    def step(self, index: int) -> Any:
-        operation = self.program.lines[index].operation
-        return self.steps[str(operation.step if isinstance(operation, Again) else index)]
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        values = [x]
-        for index, line in enumerate(self.program.lines):
-            step = self.step(index)
-            found, results = step(*(values[take] for take in line.takes)), step.operation.results
-            values += [found] if results == 1 else [found[part] for part in range(results)]
-        return tuple(values[give] for give in self.program.gives)
-
-
-def shapes_of(step: Step, given: Sequence[torch.Size]) -> list[torch.Size]:
-    with torch.no_grad():
-        found = step.eval()(*map(torch.zeros, given))
-    return [part.shape for part in found] if isinstance(found, tuple) else [found.shape]
-
-
-def follow(program: Program, labels: Labels, prefix: str, image: list[int]) -> list[list[int]]:
-    """Return the labels of what a program gives back; note those of every step."""
-    values, names = [image], list[str]()
-    for index, line in enumerate(program.lines):
-        operation, name = line.operation, f"{prefix}steps.{index}"
-        if isinstance(operation, Again):
-            operation, name = program.lines[operation.step].operation, names[operation.step]
-        names.append(name)
-        labels.made[name] = operation.labels(labels, name, *(values[take] for take in line.takes))
-        values += labels.made[name]
-    return [values[give] for give in program.gives]
-
-
-# ── how plans are drawn ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Sketch:
@@ -261,7 +119,7 @@ def even(shape: torch.Size) -> bool:
 def convolution(draw: Draw, sketch: Sketch, x: int) -> int:
     kernel = draw(st.sampled_from([3, 1]))
     stride = 2 if min(sketch.shapes[x][2:]) >= 4 and draw(st.integers(0, 5)) == 5 else 1
-    return sketch.add(ops.Convolution(draw(WIDTHS), kernel, bias=draw(st.booleans()), stride=stride), x)
+    return sketch.add(layers.Convolution(draw(WIDTHS), kernel, bias=draw(st.booleans()), stride=stride), x)
 
 
 @kind()
@@ -272,20 +130,20 @@ def activation(draw: Draw, sketch: Sketch, x: int) -> int:
 
 @kind()
 def normed_convolution(draw: Draw, sketch: Sketch, x: int) -> int:
-    return sketch.chain(x, ops.Convolution(draw(WIDTHS), bias=False), ops.BatchNorm(), ops.Activation())
+    return sketch.chain(x, layers.Convolution(draw(WIDTHS), bias=False), layers.BatchNorm(), ops.Activation())
 
 
 @kind()
 def batch_norm(draw: Draw, sketch: Sketch, x: int) -> int:
-    return sketch.add(ops.BatchNorm(draw(st.booleans()), draw(st.booleans())), x)
+    return sketch.add(layers.BatchNorm(draw(st.booleans()), draw(st.booleans())), x)
 
 
 @kind()
 def residual(draw: Draw, sketch: Sketch, x: int) -> int:
     """A branch of two convolutions beside nothing, or beside a projection."""
     makes = draw(WIDTHS) if draw(st.booleans()) else sketch.channels(x)
-    shortcut = x if makes == sketch.channels(x) else sketch.add(ops.Convolution(makes, 1), x)
-    inner = [ops.Convolution(draw(WIDTHS)), ops.BatchNorm(), ops.Activation(), ops.Convolution(makes)]
+    shortcut = x if makes == sketch.channels(x) else sketch.add(layers.Convolution(makes, 1), x)
+    inner = [layers.Convolution(draw(WIDTHS)), layers.BatchNorm(), ops.Activation(), layers.Convolution(makes)]
     return sketch.add(ops.Meet(draw(st.sampled_from(["add", "iadd"]))), sketch.chain(x, *inner), shortcut)
 
 
@@ -298,7 +156,7 @@ def meeting(draw: Draw, sketch: Sketch, x: int) -> int:
     alike = [y for y in sketch.maps if sketch.shapes[y][2:] == sketch.shapes[x][2:]]
     y = draw(st.sampled_from(alike))
     if sketch.channels(y) != sketch.channels(x):
-        y = sketch.add(ops.Convolution(sketch.channels(x), 1), y)
+        y = sketch.add(layers.Convolution(sketch.channels(x), 1), y)
     names = MEETINGS + ["einsum places", "einsum"] * (len(sketch.shapes[x]) == 4 and sketch.kinds != PLAIN)
     return sketch.add(ops.Meet(draw(st.sampled_from(names))), *draw(st.sampled_from([(x, y), (y, x)])))
 
@@ -316,7 +174,7 @@ def concatenation(draw: Draw, sketch: Sketch, x: int) -> int:
 @kind(lambda shape: shape[1] + 12 <= LARGEST)
 def dense_growth(draw: Draw, sketch: Sketch, x: int) -> int:
     for _ in range(2):
-        grown = sketch.chain(x, ops.BatchNorm(), ops.Activation(), ops.Convolution(draw(WIDTHS)))
+        grown = sketch.chain(x, layers.BatchNorm(), ops.Activation(), layers.Convolution(draw(WIDTHS)))
         if sketch.channels(x) + sketch.channels(grown) <= LARGEST:
             x = sketch.add(ops.Cat(), x, grown)
     return x
@@ -325,64 +183,64 @@ def dense_growth(draw: Draw, sketch: Sketch, x: int) -> int:
 @kind(lambda shape: bool(divisors(shape[1], 2, 3, 4)))
 def grouped(draw: Draw, sketch: Sketch, x: int) -> int:
     groups = draw(st.sampled_from(divisors(sketch.channels(x), 2, 3, 4)))
-    return sketch.add(ops.Convolution(groups * draw(st.integers(1, 4)), groups=groups), x)
+    return sketch.add(layers.Convolution(groups * draw(st.integers(1, 4)), groups=groups), x)
 
 
 @kind(few)
 def depthwise(draw: Draw, sketch: Sketch, x: int) -> int:
     channels = sketch.channels(x)
     multiplier = draw(st.integers(1, 2))
-    return sketch.add(ops.Convolution(channels * multiplier, groups=channels, bias=draw(st.booleans())), x)
+    return sketch.add(layers.Convolution(channels * multiplier, groups=channels, bias=draw(st.booleans())), x)
 
 
 @kind(lambda shape: max(shape[2:]) <= 4)
 def transposed(draw: Draw, sketch: Sketch, x: int) -> int:
     groups = draw(st.sampled_from([1, *divisors(sketch.channels(x), 2, 3, 4), sketch.channels(x)]))
     makes = groups * draw(st.integers(1, max(1, 8 // groups)))
-    return sketch.add(ops.Convolution(makes, 2, groups, stride=2, transposed=True), x)
+    return sketch.add(layers.Convolution(makes, 2, groups, stride=2, transposed=True), x)
 
 
 @kind(planar=True)
 def own_forward(draw: Draw, sketch: Sketch, x: int) -> int:
     groups = draw(st.sampled_from([1, *divisors(sketch.channels(x), 2, 3)]))
-    return sketch.add(ops.Convolution(groups * draw(st.integers(2, 4)), groups=groups, own_forward=True), x)
+    return sketch.add(layers.Convolution(groups * draw(st.integers(2, 4)), groups=groups, own_forward=True), x)
 
 
 @kind(planar=True)
 def functional_convolution(draw: Draw, sketch: Sketch, x: int) -> int:
     groups = draw(st.sampled_from([1, *divisors(sketch.channels(x), 2, 3)]))
-    return sketch.add(ops.FunctionalConvolution(groups * draw(st.integers(2, 4)), groups, draw(st.booleans())), x)
+    return sketch.add(layers.FunctionalConvolution(groups * draw(st.integers(2, 4)), groups, draw(st.booleans())), x)
 
 
 @kind(planar=True)
 def linear_on_map(draw: Draw, sketch: Sketch, x: int) -> int:
-    return sketch.add(ops.LinearOnMap(draw(WIDTHS)), x)
+    return sketch.add(layers.LinearOnMap(draw(WIDTHS)), x)
 
 
 @kind(lambda shape: shape[2:].numel() > 1)
 def instance_norm(draw: Draw, sketch: Sketch, x: int) -> int:
-    return sketch.add(ops.InstanceNorm(draw(st.booleans()), draw(st.booleans())), x)
+    return sketch.add(layers.InstanceNorm(draw(st.booleans()), draw(st.booleans())), x)
 
 
 @kind(lambda shape: shape[2:].numel() > 1)
 def group_norm(draw: Draw, sketch: Sketch, x: int) -> int:
     groups = draw(st.sampled_from([1, *divisors(sketch.channels(x), 2, 3, 4)]))
-    return sketch.add(ops.GroupNorm(groups, affine=draw(st.integers(0, 5)) < 5), x)
+    return sketch.add(layers.GroupNorm(groups, affine=draw(st.integers(0, 5)) < 5), x)
 
 
 @kind(lambda shape: shape[1] > 2, planar=True)
 def layer_norm(draw: Draw, sketch: Sketch, x: int) -> int:
-    return sketch.add(ops.LayerNorm(draw(st.booleans())), x)
+    return sketch.add(layers.LayerNorm(draw(st.booleans())), x)
 
 
 @kind()
 def prelu(draw: Draw, sketch: Sketch, x: int) -> int:
-    return sketch.add(ops.PReLU(draw(st.booleans())), x)
+    return sketch.add(layers.PReLU(draw(st.booleans())), x)
 
 
 @kind()
 def layer_scale(draw: Draw, sketch: Sketch, x: int) -> int:
-    return sketch.add(ops.Scale(draw(st.booleans()), draw(st.booleans())), x)
+    return sketch.add(layers.Scale(draw(st.booleans()), draw(st.booleans())), x)
 
 
 @kind()
@@ -393,20 +251,20 @@ def dropout(draw: Draw, sketch: Sketch, x: int) -> int:
 @kind()
 def gate(draw: Draw, sketch: Sketch, x: int) -> int:
     """Squeeze and excitation; the gate may be left out, or weigh places."""
-    inner = [ops.Mean(keepdim=True), ops.Convolution(draw(WIDTHS), 1), ops.Activation()]
-    excited = sketch.chain(x, *inner, ops.Convolution(sketch.channels(x), 1), ops.Activation("sigmoid"))
+    inner = [ops.Mean(keepdim=True), layers.Convolution(draw(WIDTHS), 1), ops.Activation()]
+    excited = sketch.chain(x, *inner, layers.Convolution(sketch.channels(x), 1), ops.Activation("sigmoid"))
     return sketch.add(ops.Meet("mul"), *draw(st.sampled_from([(x, excited), (excited, x)])))
 
 
 @kind(planar=True)
 def gate_of_vectors(draw: Draw, sketch: Sketch, x: int) -> int:
-    inner = [ops.Mean(), ops.Linear(draw(WIDTHS)), ops.Activation(), ops.Linear(sketch.channels(x))]
+    inner = [ops.Mean(), layers.Linear(draw(WIDTHS)), ops.Activation(), layers.Linear(sketch.channels(x))]
     return sketch.add(ops.Meet("einsum vector"), x, sketch.chain(x, *inner))
 
 
 @kind()
 def place_gate(draw: Draw, sketch: Sketch, x: int) -> int:
-    return sketch.add(ops.PlaceGate(), x, sketch.chain(x, ops.Convolution(1)))
+    return sketch.add(ops.PlaceGate(), x, sketch.chain(x, layers.Convolution(1)))
 
 
 @kind(lambda shape: smooth(shape) and max(shape[2:]) >= 4)
@@ -443,7 +301,7 @@ def together(draw: Draw, sketch: Sketch, first: int, parts: int) -> int:
     """Convolve one of some parts, then concatenate them, leave one out, or go on with one."""
     values = list(range(first, first + parts))
     if draw(st.booleans()):
-        values[0] = sketch.add(ops.Convolution(draw(WIDTHS)), values[0])
+        values[0] = sketch.add(layers.Convolution(draw(WIDTHS)), values[0])
     chosen = draw(st.permutations(values))[: draw(st.integers(1, parts))]
     return sketch.add(ops.Cat(), *chosen) if len(chosen) > 1 else chosen[0]
 
@@ -501,7 +359,7 @@ def flipped_channels(draw: Draw, sketch: Sketch, x: int) -> int:
 def padded_channels(draw: Draw, sketch: Sketch, x: int) -> int:
     before, after = draw(st.tuples(st.integers(0, 3), st.integers(1, 3)))
     y = sketch.add(ops.PadChannels(before, after, draw(st.integers(0, 3)) == 3), x)
-    return sketch.add(ops.Meet("add"), sketch.add(ops.Convolution(sketch.channels(y)), x), y)
+    return sketch.add(ops.Meet("add"), sketch.add(layers.Convolution(sketch.channels(y)), x), y)
 
 
 @kind(lambda shape: shape[1] > 2)
@@ -515,11 +373,11 @@ def attention(draw: Draw, sketch: Sketch, x: int) -> int:
     heads = draw(st.integers(1, 3))
     width, inner = heads * draw(st.integers(2, 4)), heads * draw(st.integers(2, 4))
     tokens = sketch.add(ops.Tokens(), x)
-    seen = sketch.add(ops.TokenNorm(), tokens) if sketch.channels(x) > 2 and draw(st.booleans()) else tokens
-    query, key, value = (sketch.add(ops.Linear(size, draw(st.booleans())), seen) for size in (inner, inner, width))
+    seen = sketch.add(layers.TokenNorm(), tokens) if sketch.channels(x) > 2 and draw(st.booleans()) else tokens
+    query, key, value = (sketch.add(layers.Linear(size, draw(st.booleans())), seen) for size in (inner, inner, width))
     found = sketch.add(ops.Attend(heads, draw(st.booleans())), query, key, value)
     if draw(st.booleans()):
-        found = sketch.add(ops.Meet("add", axis=-1), sketch.add(ops.Linear(sketch.channels(x)), found), tokens)
+        found = sketch.add(ops.Meet("add", axis=-1), sketch.add(layers.Linear(sketch.channels(x)), found), tokens)
     return sketch.add(ops.Untokens(sketch.shapes[x][2]), found)
 
 
@@ -561,12 +419,12 @@ def write_head(draw: Draw, sketch: Sketch, x: int) -> int:
     """Vectors by a mean or by flattening, with a hidden layer perhaps; or the map itself."""
     how = draw(st.sampled_from(["mean", "flatten", "map"]))
     if how == "map":
-        return sketch.add(ops.Convolution(draw(WIDTHS)), x) if draw(st.booleans()) else x
+        return sketch.add(layers.Convolution(draw(WIDTHS)), x) if draw(st.booleans()) else x
     flatten = ops.Flatten(sketch.shapes[x][2:].numel(), draw(st.booleans()))
     x = sketch.add(ops.Mean() if how == "mean" else flatten, x)
     if draw(st.booleans()):
-        x = sketch.chain(x, ops.Linear(draw(WIDTHS)), ops.BatchNorm(), ops.Activation())
-    return sketch.add(ops.Linear(4, draw(st.booleans())), x)
+        x = sketch.chain(x, layers.Linear(draw(WIDTHS)), layers.BatchNorm(), ops.Activation())
+    return sketch.add(layers.Linear(4, draw(st.booleans())), x)
 
 
 @st.composite
@@ -575,12 +433,12 @@ def plans(draw: Draw, kinds: Sequence[str] = (), longest: int = 8) -> Plan:
     dims = draw(st.sampled_from([2, 2, 2, 2, 2, 1, 3]))
     sketch = Sketch(torch.Size((2, *IMAGE_SIZES[dims])), kinds)
     x = write_body(draw, sketch, 0, 2) if not kinds and draw(st.integers(0, 3)) == 3 else 0
-    x = write_body(draw, sketch, sketch.add(ops.Convolution(draw(WIDTHS)), x), longest, 3)
+    x = write_body(draw, sketch, sketch.add(layers.Convolution(draw(WIDTHS)), x), longest, 3)
     gives = [write_head(draw, sketch, x)]
     if draw(st.integers(0, 3)) == 3:
         gives.append(write_head(draw, sketch, draw(st.sampled_from(sketch.maps))))
     if draw(st.integers(0, 3)) < 3:
         gives += [
-            sketch.add(ops.Linear(3), sketch.add(ops.Mean(), value)) for value in sketch.unread if value not in gives
+            sketch.add(layers.Linear(3), sketch.add(ops.Mean(), value)) for value in sketch.unread if value not in gives
         ]
     return Plan(dims, sketch.program(*gives))

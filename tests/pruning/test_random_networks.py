@@ -14,8 +14,9 @@ import torch
 from channel_labels import Channel
 from hypothesis import assume, given, note, settings
 from hypothesis import strategies as st
-from random_networks import PLAIN, Plan, plans
-from random_operations import FunctionalConvolution, Step
+from random_layers import FunctionalConvolution, Step
+from random_networks import PLAIN, plans
+from random_programs import Plan
 from torch import Tensor, nn
 from two_heads import held
 from zeroing import outputs, random_ranking
