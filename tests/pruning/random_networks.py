@@ -428,7 +428,7 @@ def write_head(draw: Draw, sketch: Sketch, x: int) -> int:
 
 
 @st.composite
-def plans(draw: Draw, kinds: Sequence[str] = (), longest: int = 8) -> Plan:
+def plans(draw: Draw, kinds: Sequence[str] = (), longest: int = 6) -> Plan:
     """Draw a network; often all that nobody reads goes into its output, else some layers make channels in vain."""
     dims = draw(st.sampled_from([2, 2, 2, 2, 2, 1, 3]))
     sketch = Sketch(torch.Size((2, *IMAGE_SIZES[dims])), kinds)

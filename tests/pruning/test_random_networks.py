@@ -304,11 +304,11 @@ def check_laws(plan: Plan, seed: int) -> None:
         law(cut)
 
 
-CASES = given(plan=plans(), seed=st.integers(0, 999))
+SEEDS = st.integers(0, 999)
 
 
 @settings(max_examples=SHORT, derandomize=True)
-@CASES
+@given(plan=plans(), seed=SEEDS)
 def test_the_laws_of_a_cut_hold_for_random_networks(plan: Plan, seed: int) -> None:
     check_laws(plan, seed)
 
@@ -327,7 +327,7 @@ def test_of_plain_layers_nothing_is_pinned_but_what_comes_out(plan: Plan) -> Non
 @pytest.mark.parametrize("part", range(PARTS))
 def test_the_laws_of_a_cut_hold_for_many_random_networks(part: int) -> None:
     @settings(max_examples=LONG, database=None, print_blob=True)
-    @CASES
+    @given(plan=plans(longest=8), seed=SEEDS)
     def check(plan: Plan, seed: int) -> None:
         check_laws(plan, seed)
 
