@@ -15,6 +15,9 @@ from random_programs import IMAGE_SIZES, Again, Block, Line, Plan, Program, shap
 LARGEST = 32
 """No map has more channels."""
 
+BATCH_STATISTICS_OF_ONE_PLACE = False
+"""Whether maps of one place are normalised by statistics of the batch. Off: costs are counted with a batch of one."""
+
 
 class Sketch:
     """A program that is being written, of some kinds of steps."""
@@ -135,7 +138,14 @@ def normed_convolution(draw: Draw, sketch: Sketch, x: int) -> int:
 
 @kind()
 def batch_norm(draw: Draw, sketch: Sketch, x: int) -> int:
-    return sketch.add(layers.BatchNorm(draw(st.booleans()), draw(st.booleans())), x)
+    norm = layers.BatchNorm(draw(st.booleans()), draw(st.booleans()))
+    return sketch.add(norm, x) if runs_on(norm, sketch.shapes[x]) else x
+
+
+def runs_on(operation: Operation, shape: torch.Size) -> bool:
+    by_batch = isinstance(operation, layers.BatchNorm) and not operation.statistics
+    by_place = isinstance(operation, layers.InstanceNorm) or (by_batch and not BATCH_STATISTICS_OF_ONE_PLACE)
+    return not by_place or shape[2:].numel() > 1
 
 
 @kind()
@@ -391,6 +401,7 @@ def again(draw: Draw, sketch: Sketch, x: int) -> int:
         for value in sketch.maps
         if sketch.channels(value) == sketch.channels(line.takes[0])
         and len(sketch.shapes[line.takes[0]]) == len(sketch.shapes[0])
+        and runs_on(line.operation, sketch.shapes[value])
     ]
     if not pairs:
         return x
