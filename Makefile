@@ -20,7 +20,7 @@ help:
 	@echo "make demo   a small search on this machine, from start to front"
 	@echo "make test   the tests; ARGS='-k budget' passes on to pytest, JOBS=8 runs as many at once"
 	@echo "make browser  the tests that look at pages in Chromium, the machine's own or one that Playwright fetches"
-	@echo "make fuzz   a hundred thousand damaged files, each read or refused in one line; an hour or two"
+	@echo "make fuzz   a hundred thousand damaged files, each read or refused, and five thousand random networks, each cut; hours"
 	@echo "make chaos  sweeps whose processes die, disks are full and clocks jump; ARGS='--chaos-table FILE' keeps the table"
 	@echo "make lint   style, types and the direction of imports"
 	@echo "make bench  the measurements in experiments/benchmarks; BENCHMARKS=... runs some of them"
@@ -41,7 +41,7 @@ browser: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser --benchmark-disable $(ARGS)
 
 fuzz: $(READY)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m nightly tests/fuzz $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) -m nightly tests/fuzz tests/pruning/test_random_networks.py $(ARGS)
 
 chaos: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'chaos or not chaos' tests/chaos --benchmark-disable $(ARGS)

@@ -529,8 +529,8 @@ _BINARY = (
 )
 _RESIZED = (
     "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
-    "adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d lp_pool2d interpolate upsample upsample_nearest2d "
-    "upsample_bilinear2d upsample_bicubic2d"
+    "adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d lp_pool1d lp_pool2d lp_pool3d "
+    "interpolate upsample upsample_nearest2d upsample_bilinear2d upsample_bicubic2d"
 )
 _REDUCED = "mean sum amax amin norm std var prod logsumexp"
 _MOVED = "transpose permute movedim swapaxes swapdims unsqueeze squeeze expand_as flip t"

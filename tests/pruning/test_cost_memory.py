@@ -22,7 +22,8 @@ from zeroing import random_ranking
 from pruning.activations import Shares
 from pruning.cost import CostModel, Memory, count_cost, count_memory
 from pruning.errors import GraphError, UnknownNameError
-from pruning.groups import ChannelGroups, find_groups
+from pruning.finding import find_groups
+from pruning.groups import ChannelGroups
 from pruning.latency import measure_latency
 from pruning.lineage import Result
 from pruning.lineage.trace import trace

@@ -481,6 +481,35 @@ def test_three_dimensional_convolutions_are_followed() -> None:
     check_cut(sequential(*layers), torch.randn(2, 3, 4, 8, 8, dtype=torch.double), {"0": 8})
 
 
+@pytest.mark.parametrize(
+    "pool",
+    [
+        nn.LPPool3d(2, 2),
+        nn.ReflectionPad3d(1),
+        nn.ReplicationPad3d(1),
+        nn.CircularPad3d(1),
+        nn.ConstantPad3d(1, 0.0),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_volumes_are_pooled_and_padded(pool: nn.Module) -> None:
+    layers = (nn.Conv3d(3, 8, 3), pool, nn.Conv3d(8, 6, 1), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(6, 5))
+    check_cut(sequential(*layers), torch.randn(2, 3, 6, 6, 6, dtype=torch.double), {"0": 8, "2": 6})
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda x: F.adaptive_max_pool3d(x[:, :, None], (1, 2, 2)).squeeze(2),
+        lambda x: F.lp_pool3d(x[:, :, None], 2, (1, 2, 2)).squeeze(2),
+        lambda x: F.lp_pool1d(x.flatten(2), 2, 2).unflatten(2, (8, 4)),
+    ],
+    ids=["adaptive_max_pool3d", "lp_pool3d", "lp_pool1d"],
+)
+def test_functions_that_pool_rows_and_volumes_are_followed(pool: Callable[[Tensor], Tensor]) -> None:
+    check_cut(randomise(Body(lambda net, x: net.b(pool(x)))).double().eval(), IMAGES, {"a": 8, "b": 8})
+
+
 def test_vectors_are_followed() -> None:
     layers = (nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 7), nn.Tanh(), nn.Linear(7, 1))
     check_cut(sequential(*layers), torch.randn(2, 6, dtype=torch.double), {"0": 8, "3": 7})
