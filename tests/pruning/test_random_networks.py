@@ -57,7 +57,7 @@ class Cut:
 
     @cached_property
     def lineage(self) -> Lineage:
-        return follow(self.uncut, self.images)
+        return follow(self.uncut, self.images)[0]
 
     @cached_property
     def groups(self) -> ChannelGroups:
