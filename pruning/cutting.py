@@ -15,7 +15,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from pruning.errors import SurgeryError
 from pruning.groups import ChannelGroups
 from pruning.inputs import Example
-from pruning.layers import ChannelPad
+from pruning.layers import ChannelPad, PrunedAttention
 from pruning.lineage.attributes import attribute_of, lower
 from pruning.lineage.computed import is_computed, layer_of, refresh, rescale
 from pruning.masking import Places, check_equal, masked_outputs
@@ -90,11 +90,14 @@ def _restored_on_error(model: nn.Module, places: Places) -> Iterator[None]:
     """Undo every change to the touched layers if anything fails, whatever it is."""
     names = {owner for name, _ in places for owner in (layer_of(name), name.rpartition(".")[0])}
     layers = [model.get_submodule(name) for name in names]
-    before = [(layer, dict(layer.__dict__), dict(layer._parameters), dict(layer._buffers)) for layer in layers]
+    before = [
+        (layer, type(layer), dict(layer.__dict__), dict(layer._parameters), dict(layer._buffers)) for layer in layers
+    ]
     try:
         yield
     except BaseException:
-        for layer, attributes, parameters, buffers in before:
+        for layer, kind, attributes, parameters, buffers in before:
+            layer.__class__ = kind
             layer.__dict__.clear()
             layer.__dict__.update(attributes)
             layer._parameters.clear()
@@ -160,5 +163,7 @@ def _tell_sizes(module: nn.Module) -> None:
         if module.num_groups > 1:  # whole ones went
             module.num_groups = module.num_groups * len(module.weight) // module.num_channels
         module.num_channels = len(module.weight)
+    elif isinstance(module, nn.MultiheadAttention):
+        PrunedAttention.convert(module)
     elif isinstance(module, nn.PReLU):
         layer.num_parameters = len(module.weight)

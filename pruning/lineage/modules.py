@@ -19,6 +19,7 @@ from pruning.lineage.call import (
     Call,
     Ids,
     channels_from_pixels,
+    like,
     padded,
     pixels_from_channels,
     reshaped,
@@ -141,6 +142,36 @@ def _carry(module: nn.Module, call: Call, ids: Tensor) -> None:
         call.lineage.note(f"{call.place}.{name}", 0, Role.CARRIED, ids)
 
 
+def _attention(module: nn.MultiheadAttention, call: Call, value: Any) -> Ids:
+    """Whole heads go, and channels in and out; a cut makes it a `PrunedAttention`."""
+    given = [call.argument(call.ids, index, name) for index, name in enumerate(("query", "key", "value"))]
+    plain = module.in_proj_weight is not None and module.bias_k is None and not module.add_zero_attn
+    if not plain or not all(isinstance(ids, Tensor) and _lies_last(ids) for ids in given):
+        return _refused(module, call, value)
+    lineage, into, out = call.lineage, f"{call.place}.in_proj_weight", f"{call.place}.out_proj.weight"
+    heads, made = lineage.noted(f"{call.place}.num_heads", 0), lineage.noted(out, 0)
+    if heads is None or made is None:
+        heads, made = lineage.fresh(module.num_heads), lineage.fresh(module.embed_dim)
+    depth = heads.repeat_interleave(module.head_dim)
+    for ids in given:
+        lineage.note(into, 1, Role.READER, call.vector(ids, ids.dim() - 1))
+    lineage.note(into, 0, Role.MAKER, depth.repeat(3))
+    lineage.note(f"{call.place}.num_heads", 0, Role.CARRIED, heads)
+    lineage.note(out, 1, Role.READER, depth)
+    lineage.note(out, 0, Role.MAKER, made)
+    if module.in_proj_bias is not None:
+        lineage.note(f"{call.place}.in_proj_bias", 0, Role.CARRIED, depth.repeat(3))
+        lineage.note(f"{call.place}.out_proj.bias", 0, Role.CARRIED, made)
+    output, weights = value
+    if weights is not None:
+        call.pin(heads, "the weights of all heads are asked for (need_weights)")
+    return [spread(made, output.dim() - 1, output.shape), like(weights)]
+
+
+def _lies_last(ids: Tensor) -> bool:
+    return all(dim in (0, ids.dim() - 1) for dim in varying(ids))
+
+
 def _per_channel(module: nn.Module, call: Call, value: Tensor) -> Ids:
     _carry(module, call, call.vector(call.input, 1))
     return call.input
@@ -233,6 +264,7 @@ MODULE_RULES: dict[type[nn.Module], Callable[..., Ids]] = {
     nn.LayerNorm: _layer_norm,
     nn.GroupNorm: _group_norm,
     nn.PReLU: _prelu,
+    nn.MultiheadAttention: _attention,
     nn.Flatten: _module_flatten,
     nn.Softmax: _module_softmax,
     nn.LogSoftmax: _module_softmax,
