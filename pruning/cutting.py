@@ -48,7 +48,7 @@ def remove(
             for (name, axis), positions in sorted(places.items()):  # rows first: columns cost more
                 _shrink(model, name, axis, positions)
             for layer in {layer_of(name) for name, _ in places}:
-                _tell_sizes(model.get_submodule(layer))
+                _tell_sizes(model.get_submodule(layer), thinned=layer in groups.thinned)
             if example_input is not None and expected is not None:
                 check_equal(model, example_input, expected)
 
@@ -139,13 +139,18 @@ def _shrink(model: nn.Module, name: str, axis: int, positions: list[int]) -> Non
     setattr(owner, leaf, nn.Parameter(small, whole.requires_grad) if isinstance(whole, nn.Parameter) else small)
 
 
-def _tell_sizes(module: nn.Module) -> None:
-    """Make the integer attributes of a layer agree with its tensors."""
+def _tell_sizes(module: nn.Module, *, thinned: bool) -> None:
+    """Make the integer attributes of a layer agree with its tensors.
+
+    Args:
+        module: the layer.
+        thinned: all groups of the convolution are left.
+    """
     layer: Any = module
     refresh(module)
     if isinstance(module, _ConvNd):
         reads, makes = (0, 1) if isinstance(module, _ConvTransposeNd) else (1, 0)
-        if module.groups > 1:
+        if module.groups > 1 and not thinned:
             module.groups = (
                 module.groups * module.weight.shape[0] // (module.in_channels if reads == 0 else module.out_channels)
             )

@@ -28,7 +28,7 @@ from pruning.lineage.call import (
 )
 from pruning.lineage.channels import FIXED, Role, spread, varies, varying
 from pruning.lineage.computed import Source, source_of
-from pruning.lineage.trial import Reading, normalised_axis, reading
+from pruning.lineage.trial import Reading, normalised_axis, reading, runs_as_its_base
 
 
 def apply_module(module: nn.Module, call: Call, value: Any) -> Ids:
@@ -92,7 +92,29 @@ def _convolution(module: _ConvNd, call: Call, value: Tensor) -> Ids:
     transposed = isinstance(module, _ConvTransposeNd)
     if module.groups == 1:
         return weighted(call, ids, value, *_names(module, call), reads=0 if transposed else 1, dim=1)
+    if len(ids) > module.groups and runs_as_its_base(module):
+        call.lineage.thinnable.append(call.place)
+        if call.lineage.thins(call.place):
+            return _thinned(module, call, ids, value)
     return grouped(call, ids, value, *_names(module, call), groups=module.groups, transposed=transposed)
+
+
+def _thinned(module: _ConvNd, call: Call, ids: Tensor, value: Tensor) -> Ids:
+    """Every convolution group loses as many channels as any other: those at the same place in each go together."""
+    lineage, (weight, bias) = call.lineage, _names(module, call)
+    reads = 0 if isinstance(module, _ConvTransposeNd) else 1
+    table = ids.reshape(module.groups, -1).T
+    lineage.tie(table, f"convolution groups of '{call.place}' are thinned together")
+    made = lineage.noted(weight, 1 - reads)
+    if made is None:
+        made = lineage.fresh(value.shape[1] // module.groups)
+        made = made if reads == 0 else made.repeat(module.groups)
+    lineage.note(weight, 1 - reads, Role.MAKER, made)
+    of_all = made.repeat(module.groups) if reads == 0 else made
+    if bias is not None:
+        lineage.note(bias, 0, Role.CARRIED, of_all)
+    lineage.note(weight, reads, Role.READER, ids if reads == 0 else table[:, 0])
+    return spread(of_all, 1, value.shape)
 
 
 def grouped(
