@@ -49,7 +49,7 @@ def activations(model: nn.Module, groups: ChannelGroups, example_input: Example)
         GraphError: the network cannot be traced for a single image, the groups are another's, or channels of a group
             take unequal shares.
     """
-    lineage, graph = follow(model, example_input)
+    lineage, graph = follow(model, example_input, thinned=groups.thinned)
     if lineage.front_end == EXPORT:  # the number of images is burned in, too: of one image there is another graph
         alone = eval_graph(model, example_input, [by_export])
         if [node.target for node in alone.graph.nodes] != [node.target for node in graph.graph.nodes]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -79,7 +79,7 @@ def count_cost(model: nn.Module, example_input: Example) -> Cost:
     """
     bare = skeleton(model)
     uses = _uses(bare, example_input)
-    macs = sum(uses.macs(name, parameter) for name, parameter in bare.named_parameters())
+    macs = sum(uses.macs(name, weight) for name, weight in _weights(bare))
     return Cost(macs + uses.other_macs, sum(parameter.numel() for parameter in bare.parameters()))
 
 
@@ -131,17 +131,22 @@ class CostModel:
         touched = {name for name, _ in axes}
         self._weights: list[tuple[int, Product]] = []
         self._axis_macs: dict[tuple[str, int], Fraction] = {}
-        for name, parameter in bare.named_parameters():
-            for axis, size in enumerate(parameter.shape):
-                self._axis_macs[name, axis] = Fraction(uses.macs(name, parameter), max(1, size))
+        parameters = dict(bare.named_parameters())  # of a script they are plain tensors
+        learnt: list[int] = []
+        for name, weight in _weights(bare):
+            counts = int(name in parameters)
+            for axis, size in enumerate(weight.shape):
+                self._axis_macs[name, axis] = Fraction(uses.macs(name, weight), max(1, size))
             if name not in touched:
-                macs = self._fixed.macs + uses.macs(name, parameter)
-                self._fixed = Cost(macs, self._fixed.params + parameter.numel())
+                macs = self._fixed.macs + uses.macs(name, weight)
+                self._fixed = Cost(macs, self._fixed.params + counts * weight.numel())
                 continue
             applied = uses.weights[name]
-            assert applied.denominator == 1, f"{name}: a cut parameter is always used whole"
-            self._weights.append((int(applied), _product(name, tuple(parameter.shape), axes)))
-        shares = [(self._fixed.macs, self._fixed.params), *((applied, 1) for applied, _ in self._weights)]
+            assert applied.denominator == 1, f"{name}: a cut weight is always used whole"
+            self._weights.append((int(applied), _product(name, tuple(weight.shape), axes)))
+            learnt.append(counts)
+        each = zip((applied for applied, _ in self._weights), learnt, strict=True)
+        shares = [(self._fixed.macs, self._fixed.params), *each]
         products = [Product(1, ()), *(entries for _, entries in self._weights)]
         self._sums = Polynomials(groups.widths, products, np.array(shares, dtype=np.float64))
         self.full = self.cost(groups.widths)
@@ -249,11 +254,17 @@ class _Uses:
         return int(self.weights[name] * parameter.numel())
 
 
+def _weights(bare: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield what convolutions can multiply by: parameters, and buffers, such as fixed filters that blur."""
+    yield from bare.named_parameters()
+    yield from bare.named_buffers()
+
+
 def _uses(bare: nn.Module, example_input: Example) -> _Uses:
     bare.eval()
     for parameter in bare.parameters():  # torch multiplies by frozen weights in another way, which hides them
         parameter.requires_grad_(parameter.is_floating_point())
-    uses = _Uses({name: Fraction(0) for name, _ in bare.named_parameters()})
+    uses = _Uses({name: Fraction(0) for name, _ in _weights(bare)})
     example = without_values(example_input, images=1)
     try:
         with torch.random.fork_rng(devices=[]), _Counting(bare, uses), torch.no_grad():
@@ -268,7 +279,7 @@ class _Counting(TorchDispatchMode):
 
     def __init__(self, bare: nn.Module, uses: _Uses) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._names = {id(parameter): name for name, parameter in bare.named_parameters()}
+        self._names = {id(weight): name for name, weight in _weights(bare)}
         self._bare, self._parameters = bare, dict(bare.named_parameters())
         self._uses = uses
         self._running: list[str] = []
@@ -292,18 +303,18 @@ class _Counting(TorchDispatchMode):
 
     def _count(self, weight: Tensor, applied: int, *, parameter_only: bool) -> None:
         whole = weight if weight._base is None else weight._base
-        name = self._names.get(id(whole)) or self._computed_of(whole)
+        name = self._names.get(id(whole)) or self._computed_of({weight.shape, whole.shape})
         if name is not None:  # a slice of a parameter (attention's packed projections) counts for its share
             self._uses.weights[name] += Fraction(applied * weight.numel(), whole.numel())
         elif not parameter_only:
             self._uses.other_macs += applied * weight.numel()
 
-    def _computed_of(self, weight: Tensor) -> str | None:
+    def _computed_of(self, sizes: set[torch.Size]) -> str | None:
         """Return the parameter of the running layer that a weight was computed of, as weight norm and the like do."""
         for layer in self._running[-1:]:
             source = source_of(self._bare.get_submodule(layer)) or Source()
             name = f"{layer}.{source.tensor}"
-            if name in self._parameters and self._parameters[name].shape == weight.shape:
+            if name in self._parameters and self._parameters[name].shape in sizes:
                 return name
         return None
 

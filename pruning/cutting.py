@@ -15,7 +15,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from pruning.errors import SurgeryError
 from pruning.groups import ChannelGroups
 from pruning.inputs import Example
-from pruning.layers import ChannelPad
+from pruning.layers import ChannelPad, PrunedAttention
 from pruning.lineage.attributes import attribute_of, lower
 from pruning.lineage.computed import is_computed, layer_of, refresh, rescale
 from pruning.masking import Places, check_equal, masked_outputs
@@ -48,7 +48,7 @@ def remove(
             for (name, axis), positions in sorted(places.items()):  # rows first: columns cost more
                 _shrink(model, name, axis, positions)
             for layer in {layer_of(name) for name, _ in places}:
-                _tell_sizes(model.get_submodule(layer))
+                _tell_sizes(model.get_submodule(layer), thinned=layer in groups.thinned)
             if example_input is not None and expected is not None:
                 check_equal(model, example_input, expected)
 
@@ -90,11 +90,14 @@ def _restored_on_error(model: nn.Module, places: Places) -> Iterator[None]:
     """Undo every change to the touched layers if anything fails, whatever it is."""
     names = {owner for name, _ in places for owner in (layer_of(name), name.rpartition(".")[0])}
     layers = [model.get_submodule(name) for name in names]
-    before = [(layer, dict(layer.__dict__), dict(layer._parameters), dict(layer._buffers)) for layer in layers]
+    before = [
+        (layer, type(layer), dict(layer.__dict__), dict(layer._parameters), dict(layer._buffers)) for layer in layers
+    ]
     try:
         yield
     except BaseException:
-        for layer, attributes, parameters, buffers in before:
+        for layer, kind, attributes, parameters, buffers in before:
+            layer.__class__ = kind
             layer.__dict__.clear()
             layer.__dict__.update(attributes)
             layer._parameters.clear()
@@ -136,13 +139,18 @@ def _shrink(model: nn.Module, name: str, axis: int, positions: list[int]) -> Non
     setattr(owner, leaf, nn.Parameter(small, whole.requires_grad) if isinstance(whole, nn.Parameter) else small)
 
 
-def _tell_sizes(module: nn.Module) -> None:
-    """Make the integer attributes of a layer agree with its tensors."""
+def _tell_sizes(module: nn.Module, *, thinned: bool) -> None:
+    """Make the integer attributes of a layer agree with its tensors.
+
+    Args:
+        module: the layer.
+        thinned: all groups of the convolution are left.
+    """
     layer: Any = module
     refresh(module)
     if isinstance(module, _ConvNd):
         reads, makes = (0, 1) if isinstance(module, _ConvTransposeNd) else (1, 0)
-        if module.groups > 1:
+        if module.groups > 1 and not thinned:
             module.groups = (
                 module.groups * module.weight.shape[0] // (module.in_channels if reads == 0 else module.out_channels)
             )
@@ -160,5 +168,7 @@ def _tell_sizes(module: nn.Module) -> None:
         if module.num_groups > 1:  # whole ones went
             module.num_groups = module.num_groups * len(module.weight) // module.num_channels
         module.num_channels = len(module.weight)
+    elif isinstance(module, nn.MultiheadAttention):
+        PrunedAttention.convert(module)
     elif isinstance(module, nn.PReLU):
         layer.num_parameters = len(module.weight)

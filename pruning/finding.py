@@ -5,31 +5,45 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 
+import torch
 from torch import nn
 
 from pruning.cutting import remove
-from pruning.errors import SurgeryError
+from pruning.errors import SurgeryError, UnknownNameError
 from pruning.groups import ChannelGroups, Pinned, fold
 from pruning.inputs import Example, without_values
 from pruning.lineage import EXPORT, follow, skeleton
 from pruning.masking import check_runs
 
 
-def find_groups(model: nn.Module, example_input: Example) -> ChannelGroups:
+def find_groups(model: nn.Module, example_input: Example, *, thinned: Sequence[str] = ()) -> ChannelGroups:
     """Follow the channels of `model` and fold them into named groups. The model is left as found.
 
-    A graph of torch.export does not tell which numbers of the code follow a cut. Groups from there are cut on a copy,
-    and those whose cut is not what masking is are pinned.
+    In front of a grouped convolution whole convolution groups are removed, with what they make: each is one channel.
+    Or its groups are thinned: each of them loses the channels at the same places, of what it reads and of what it makes
+    apart, and all groups stay.
+
+    A graph of torch.export does not tell which numbers of the code follow a cut. Groups from there are cut on a copy
+    with random weights, and those whose cut is not what masking is are pinned. (Of a network without values, on the
+    meta device, only whether the cut runs is tried.)
 
     Args:
         model: a network that torch.fx or torch.export can trace; frozen parameters, train or eval mode change nothing.
         example_input: `[images, channels, height, width]`, or several inputs; only shapes and types matter.
+        thinned: shell patterns of the convolutions whose groups are thinned. Those with a single channel to read in
+            each group cannot be.
 
     Raises:
         GraphError: the network cannot be traced.
+        UnknownNameError: a pattern that fits no such convolution.
     """
-    groups = fold(follow(model, example_input)[0])
+    lineage, _ = follow(model, example_input, thinned=thinned)
+    for pattern in thinned:
+        if not any(fnmatchcase(layer, pattern) for layer in lineage.thinnable):
+            raise UnknownNameError("grouped convolution", pattern, lineage.thinnable)
+    groups = fold(lineage)
     return _proven(model, groups, example_input) if groups.front_end == EXPORT else groups
 
 
@@ -43,9 +57,10 @@ def _proven(model: nn.Module, groups: ChannelGroups, example_input: Example) -> 
         check_runs(cut, shapes)
 
     def agrees(kept: Mapping[str, Sequence[int]]) -> None:
-        remove(copy.deepcopy(model), groups, kept, example_input)
+        remove(_with_random_weights(model), groups, kept, example_input)
 
-    for trial in (runs, agrees):
+    has_values = not any(parameter.is_meta for parameter in model.parameters())
+    for trial in (runs, agrees) if has_values else (runs,):
         failed = _failures(trial, groups, tuple(groups))
         pins = (Pinned(name, groups[name].width, f"a trial cut failed: {why}") for name, why in failed.items())
         left = groups.only(name for name in groups if name not in failed)
@@ -68,3 +83,16 @@ def _failures(
         # Where each half alone can be cut, but not both together, the first stays whole.
         return failed or dict.fromkeys(names[:middle], str(error))
     return {}
+
+
+def _with_random_weights(model: nn.Module) -> nn.Module:
+    """Return a copy in which nothing is zero that hides a difference, as layers that start at zero do."""
+    network = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in (*network.parameters(), *network.buffers()):
+            if tensor.is_floating_point():
+                numbers = torch.rand(tensor.shape, generator=generator)
+                scale = 1 if tensor.dim() < 2 else 3 / max(1, tensor[0].numel()) ** 0.5
+                tensor.copy_(numbers + 0.5 if tensor.dim() < 2 else (numbers - 0.5) * scale)
+    return network

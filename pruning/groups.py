@@ -132,11 +132,13 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
         groups: what can be cut.
         pinned: what cannot, and why.
         front_end: what traced the network.
+        thinned: the grouped convolutions whose groups are thinned; those of all others are removed whole.
     """
 
     groups: tuple[ChannelGroup, ...]
     pinned: tuple[Pinned, ...] = ()
     front_end: str = field(default="torch.fx", compare=False)
+    thinned: tuple[str, ...] = ()
     _by_name: dict[str, ChannelGroup] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -158,8 +160,9 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
 
     @property
     def signature(self) -> str:
-        """16 hex digits that two networks share if their groups have equal names and widths."""
-        return hashlib.sha256(json.dumps(self.widths, sort_keys=True).encode()).hexdigest()[:16]
+        """16 hex digits that two networks share if their groups have equal names and widths, and are cut alike."""
+        told = [self.widths, self.thinned] if self.thinned else self.widths
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
     def only(self, names: Iterable[str]) -> ChannelGroups:
         """Return some of the groups, in the order of the graph."""
@@ -218,7 +221,8 @@ def fold(lineage: Lineage) -> ChannelGroups:
             continue
         why = reason or ("nothing reads them" if not readers else "they can only be removed all at once")
         pinned.append(Pinned(layer_of(makers[0].tensor), len(channels), why, (*makers, *carried)))
-    return ChannelGroups(tuple(groups.values()), tuple(pinned), lineage.front_end)
+    thinned = tuple(sorted(filter(lineage.thins, set(lineage.thinnable))))
+    return ChannelGroups(tuple(groups.values()), tuple(pinned), lineage.front_end, thinned)
 
 
 def _free_name(layer: str, taken: Mapping[str, ChannelGroup]) -> str:

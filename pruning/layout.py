@@ -69,9 +69,10 @@ def layout_of(model: ModelSpec, image_shape: Shape | None = None) -> Layout:
     shape = input_shape(model) if image_shape is None else image_shape
     check_image(f"model '{model.name}'", shape)
     with torch.random.fork_rng([]):
-        network = skeleton(build_model(model))
+        built = build_model(model)
     example = torch.zeros(2, *shape)
-    groups = find_groups(network, example)
+    groups = find_groups(built, example)
+    network = skeleton(built)
     return Layout(
         model=model,
         groups=groups,

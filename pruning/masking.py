@@ -59,7 +59,9 @@ def masked_outputs(
     ]
     try:
         with in_mode(model, training=False), torch.no_grad():
-            return _tensors(functional_call(model, masked, *as_arguments(noise_like(example_input, model))))
+            return _tensors(
+                functional_call(model, masked, *as_arguments(noise_like(example_input, model)), tie_weights=False)
+            )
     except Exception as error:
         raise SurgeryError(f"{type(model).__name__} does not run on {shapes(example_input)}: {error}") from error
     finally:
@@ -164,7 +166,8 @@ def _compare(output: Tensor, expected: Tensor) -> None:
     if output.shape != expected.shape:
         raise SurgeryError(f"cut network: expected output {tuple(expected.shape)}, got {tuple(output.shape)}")
     # Sums over fewer channels round differently; 1,000 units in the last place of the largest output covers deep nets.
-    bound = 1000 * torch.finfo(output.dtype).eps * float(expected.abs().max().clamp_min(1e-6))
+    # What is zero but for rounding, such as the mean of normalised channels, has the rounding of larger numbers.
+    bound = 1000 * torch.finfo(output.dtype).eps * float(expected.abs().max().clamp_min(1e-3))
     difference = float((output - expected).abs().max())
     if not difference <= bound:
         raise SurgeryError(f"cut network differs from the masked one by {difference:.2g}, more than {bound:.2g}")

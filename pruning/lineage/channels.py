@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from fnmatch import fnmatchcase
 
 import numpy as np
 import numpy.typing as npt
@@ -42,10 +43,13 @@ class Lineage:
 
     Attributes:
         front_end: what traced the network.
+        thinned: shell patterns of the grouped convolutions whose groups are thinned, not removed.
+        thinnable: the grouped convolutions that can be.
     """
 
-    def __init__(self, front_end: str = "torch.fx") -> None:
-        self.front_end = front_end
+    def __init__(self, front_end: str = "torch.fx", thinned: Sequence[str] = ()) -> None:
+        self.front_end, self.thinned = front_end, tuple(thinned)
+        self.thinnable: list[str] = []
         self._count = 0
         self._parents: Ids = np.full(1024, FIXED, dtype=np.int64)
         self._pins: list[tuple[Ids, str]] = []
@@ -56,6 +60,10 @@ class Lineage:
 
     def __len__(self) -> int:
         return self._count
+
+    def thins(self, layer: str) -> bool:
+        """Return whether the groups of a convolution are thinned."""
+        return any(fnmatchcase(layer, pattern) for pattern in self.thinned)
 
     def fresh(self, count: int) -> Tensor:
         """Return `count` new ids, int64 `[count]`."""

@@ -141,7 +141,7 @@ def _functional_convolution(call: Call, value: Tensor) -> Ids:
     """`F.conv2d` and its like with a parameter for a weight."""
     transposed = "transpose" in call.name
     ids, weight, bias = (call.argument(call.ids, i, name) for i, name in enumerate(("input", "weight", "bias")))
-    groups = call.argument(call.literal, 6, "groups", 1)
+    groups, counted = call.argument(call.values, 6, "groups", 1), call.argument(call.ids, 6, "groups")
     if not isinstance(weight, Weight) or not isinstance(ids, Tensor) or not (bias is None or isinstance(bias, Weight)):
         return _refused(call, value)
     along = call.vector(ids, 1)
@@ -149,7 +149,7 @@ def _functional_convolution(call: Call, value: Tensor) -> Ids:
     if groups == 1:
         return weighted(call, along, value, *names, reads=0 if transposed else 1, dim=1)
     made = grouped(call, along, value, *names, groups=groups, transposed=transposed)
-    if not call.counted(groups, along[:: len(along) // groups]):
+    if not call.follows(counted, along) and not call.counted(groups, along[:: len(along) // groups]):
         call.pin(along, f"the number of groups of '{call.place}' is written in the code")
     return made
 

@@ -19,6 +19,7 @@ from pruning.lineage.call import (
     Call,
     Ids,
     channels_from_pixels,
+    like,
     padded,
     pixels_from_channels,
     reshaped,
@@ -27,7 +28,7 @@ from pruning.lineage.call import (
 )
 from pruning.lineage.channels import FIXED, Role, spread, varies, varying
 from pruning.lineage.computed import Source, source_of
-from pruning.lineage.trial import Reading, normalised_axis, reading
+from pruning.lineage.trial import Reading, normalised_axis, reading, runs_as_its_base
 
 
 def apply_module(module: nn.Module, call: Call, value: Any) -> Ids:
@@ -91,7 +92,29 @@ def _convolution(module: _ConvNd, call: Call, value: Tensor) -> Ids:
     transposed = isinstance(module, _ConvTransposeNd)
     if module.groups == 1:
         return weighted(call, ids, value, *_names(module, call), reads=0 if transposed else 1, dim=1)
+    if len(ids) > module.groups and runs_as_its_base(module):
+        call.lineage.thinnable.append(call.place)
+        if call.lineage.thins(call.place):
+            return _thinned(module, call, ids, value)
     return grouped(call, ids, value, *_names(module, call), groups=module.groups, transposed=transposed)
+
+
+def _thinned(module: _ConvNd, call: Call, ids: Tensor, value: Tensor) -> Ids:
+    """Every convolution group loses as many channels as any other: those at the same place in each go together."""
+    lineage, (weight, bias) = call.lineage, _names(module, call)
+    reads = 0 if isinstance(module, _ConvTransposeNd) else 1
+    table = ids.reshape(module.groups, -1).T
+    lineage.tie(table, f"convolution groups of '{call.place}' are thinned together")
+    made = lineage.noted(weight, 1 - reads)
+    if made is None:
+        made = lineage.fresh(value.shape[1] // module.groups)
+        made = made if reads == 0 else made.repeat(module.groups)
+    lineage.note(weight, 1 - reads, Role.MAKER, made)
+    of_all = made.repeat(module.groups) if reads == 0 else made
+    if bias is not None:
+        lineage.note(bias, 0, Role.CARRIED, of_all)
+    lineage.note(weight, reads, Role.READER, ids if reads == 0 else table[:, 0])
+    return spread(of_all, 1, value.shape)
 
 
 def grouped(
@@ -139,6 +162,36 @@ def _carry(module: nn.Module, call: Call, ids: Tensor) -> None:
     names = [name for name, tensor in tensors if tensor.dim() == 1 and tensor.numel() == ids.numel()]
     for name in names or ["num_features"]:
         call.lineage.note(f"{call.place}.{name}", 0, Role.CARRIED, ids)
+
+
+def _attention(module: nn.MultiheadAttention, call: Call, value: Any) -> Ids:
+    """Whole heads go, and channels in and out; a cut makes it a `PrunedAttention`."""
+    given = [call.argument(call.ids, index, name) for index, name in enumerate(("query", "key", "value"))]
+    plain = module.in_proj_weight is not None and module.bias_k is None and not module.add_zero_attn
+    if not plain or not all(isinstance(ids, Tensor) and _lies_last(ids) for ids in given):
+        return _refused(module, call, value)
+    lineage, into, out = call.lineage, f"{call.place}.in_proj_weight", f"{call.place}.out_proj.weight"
+    heads, made = lineage.noted(f"{call.place}.num_heads", 0), lineage.noted(out, 0)
+    if heads is None or made is None:
+        heads, made = lineage.fresh(module.num_heads), lineage.fresh(module.embed_dim)
+    depth = heads.repeat_interleave(module.head_dim)
+    for ids in given:
+        lineage.note(into, 1, Role.READER, call.vector(ids, ids.dim() - 1))
+    lineage.note(into, 0, Role.MAKER, depth.repeat(3))
+    lineage.note(f"{call.place}.num_heads", 0, Role.CARRIED, heads)
+    lineage.note(out, 1, Role.READER, depth)
+    lineage.note(out, 0, Role.MAKER, made)
+    if module.in_proj_bias is not None:
+        lineage.note(f"{call.place}.in_proj_bias", 0, Role.CARRIED, depth.repeat(3))
+        lineage.note(f"{call.place}.out_proj.bias", 0, Role.CARRIED, made)
+    output, weights = value
+    if weights is not None:
+        call.pin(heads, "the weights of all heads are asked for (need_weights)")
+    return [spread(made, output.dim() - 1, output.shape), like(weights)]
+
+
+def _lies_last(ids: Tensor) -> bool:
+    return all(dim in (0, ids.dim() - 1) for dim in varying(ids))
 
 
 def _per_channel(module: nn.Module, call: Call, value: Tensor) -> Ids:
@@ -233,6 +286,7 @@ MODULE_RULES: dict[type[nn.Module], Callable[..., Ids]] = {
     nn.LayerNorm: _layer_norm,
     nn.GroupNorm: _group_norm,
     nn.PReLU: _prelu,
+    nn.MultiheadAttention: _attention,
     nn.Flatten: _module_flatten,
     nn.Softmax: _module_softmax,
     nn.LogSoftmax: _module_softmax,

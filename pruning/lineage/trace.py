@@ -6,6 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -90,7 +91,11 @@ FRONT_ENDS: tuple[FrontEnd, ...] = (by_fx, by_export, by_fx_with_opaque_modules)
 
 
 def follow(
-    model: nn.Module, example_input: Example, front_ends: Sequence[FrontEnd] = FRONT_ENDS
+    model: nn.Module,
+    example_input: Example,
+    *,
+    thinned: Sequence[str] = (),
+    front_ends: Sequence[FrontEnd] = FRONT_ENDS,
 ) -> tuple[Lineage, EvalGraph]:
     """Follow every channel of a network through its train and its eval graph; the network is left as found.
 
@@ -101,6 +106,7 @@ def follow(
     Args:
         model: the network.
         example_input: `[images, channels, height, width]`, or several inputs; only shapes and types matter.
+        thinned: shell patterns of the grouped convolutions whose groups are thinned, not removed.
         front_ends: what may trace it; the first that does is used.
 
     Raises:
@@ -108,7 +114,7 @@ def follow(
     """
     # Two images: a batch of one makes the batch axis look like a broadcast axis.
     example = without_values(example_input, images=2)
-    return _by_first(model, example, front_ends, _followed)
+    return _by_first(model, example, front_ends, partial(_followed, thinned=tuple(thinned)))
 
 
 def eval_graph(model: nn.Module, example_input: Example, front_ends: Sequence[FrontEnd] = FRONT_ENDS) -> EvalGraph:
@@ -152,8 +158,10 @@ def _by_first(
     raise first
 
 
-def _followed(bare: nn.Module, example: Example, front_end: str, graph: Grapher) -> tuple[Lineage, EvalGraph]:
-    lineage = Lineage(front_end)
+def _followed(
+    bare: nn.Module, example: Example, front_end: str, graph: Grapher, thinned: Sequence[str]
+) -> tuple[Lineage, EvalGraph]:
+    lineage = Lineage(front_end, thinned)
     _pin_shared(bare, lineage)
     bare.train()
     in_training = graph(example)

@@ -32,10 +32,9 @@ _found: dict[tuple[type[nn.Module], bool], Reading] = {}
 
 def reading(layer: nn.Module) -> Reading:
     """Return how a convolution or a linear layer reads; a class of somebody's is tried once, with random numbers."""
-    kind = type(layer)
-    known = next(base for base in kind.__mro__ if base.__module__.partition(".")[0] in _TRUSTED)
-    if kind.forward is known.forward:  # type: ignore[attr-defined]
+    if runs_as_its_base(layer):
         return Reading.AS_MASKED
+    kind = type(layer)
     key = (kind, getattr(layer, "groups", 1) > 1)
     if key not in _found:
         try:
@@ -45,6 +44,13 @@ def reading(layer: nn.Module) -> Reading:
         except Exception:  # whatever somebody's code raises
             _found[key] = Reading.UNKNOWN
     return _found[key]
+
+
+def runs_as_its_base(layer: nn.Module) -> bool:
+    """Return whether a layer has the forward of a class of torch's, torchvision's or ours."""
+    kind = type(layer)
+    known = next(base for base in kind.__mro__ if base.__module__.partition(".")[0] in _TRUSTED)
+    return bool(kind.forward is known.forward)  # type: ignore[attr-defined]
 
 
 def normalised_axis(norm: nn.LayerNorm) -> int | None:

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from zeroing import randomise
 
 IMAGE_SIZES = {1: (3, 12), 2: (3, 8, 8), 3: (3, 4, 4, 4)}
-SHARED_UNDER_TWO_NAMES = False
-"""Whether a step that runs twice is registered twice. Off: the proof of a cut leaves masked weights in such a layer."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ class Runner(nn.Module):
             operation, given = line.operation, [shapes[take] for take in line.takes]
             if not isinstance(operation, Again):
                 self.steps[str(index)] = Step(operation, *given)
-            elif SHARED_UNDER_TWO_NAMES:
+            else:
                 self.steps[str(index)] = self.steps[str(operation.step)]
             shapes += shapes_of(self.step(index), given)
 

@@ -324,3 +324,37 @@ def test_it_is_small_plain_data_without_the_network() -> None:
     assert alive() is None
     again = pickle.loads(pickle.dumps(model))
     assert again.cost({"conv1": 3}) == model.cost({"conv1": 3}) != model.full
+
+
+class Standardised(nn.Conv2d):
+    """Computes its filters at each call, as networks without batch norm do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(flat, None, None, training=True).reshape_as(self.weight)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class Blurred(nn.Module):
+    """A fixed filter in front of a convolution whose filters are computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 8, 3), Standardised(8, 6, 3), nn.Linear(6, 2)
+        self.register_buffer("blur", torch.full((8, 1, 3, 3), 1 / 9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        x = F.conv2d(x, self.blur, groups=x.shape[1])
+        return self.fc(self.b(x).mean((2, 3)))
+
+
+def test_fixed_and_computed_filters_cost_what_is_left_of_them() -> None:
+    network, images = Blurred(), torch.randn(2, 3, 12, 12)
+    groups = find_groups(network, images)
+    assert groups.widths == {"a": 8, "b": 6}
+    costs = CostModel(network, groups, images)
+    assert costs.full.macs == 27 * 8 * 100 + 9 * 8 * 64 + 72 * 6 * 36 + 6 * 2
+    prune(network, {"a": 5, "b": 3}, random_ranking(groups), groups=groups, example_input=images)
+    assert count_cost(network, images) == costs.cost({"a": 5, "b": 3})
+    assert count_cost(network, images).macs == 27 * 5 * 100 + 9 * 5 * 64 + 45 * 3 * 36 + 3 * 2

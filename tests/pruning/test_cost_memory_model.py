@@ -139,9 +139,9 @@ def test_a_group_that_does_not_exist_is_told() -> None:
 def test_nothing_is_traced_before_the_memory_is_asked_for_and_then_once(monkeypatch: pytest.MonkeyPatch) -> None:
     traced = []
 
-    def watched(*args: Any) -> Any:
+    def watched(*args: Any, **options: Any) -> Any:
         traced.append(args)
-        return follow(*args)
+        return follow(*args, **options)
 
     monkeypatch.setattr(pruning.activations, "follow", watched)
     model = two_heads()

@@ -27,7 +27,7 @@ IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 def test_groups_are_the_same_from_either_front_end(name):
     network = build_model(ModelSpec(name=name))
     images = torch.zeros(1, 3, 64, 64)
-    by_one, by_other = (fold(follow(network, images, [front_end])[0]) for front_end in (by_fx, by_export))
+    by_one, by_other = (fold(follow(network, images, front_ends=[front_end])[0]) for front_end in (by_fx, by_export))
     assert by_one.groups == by_other.groups
     assert (by_one.front_end, by_other.front_end) == ("torch.fx", "torch.export")
 

@@ -22,6 +22,7 @@ from pruning.cutting import remove
 from pruning.errors import PolicyError, PruningError, RankingError, SurgeryError
 from pruning.finding import find_groups
 from pruning.groups import ChannelGroups, Slice
+from pruning.masking import masked_outputs
 from pruning.models import build_model
 from pruning.policy import ModelSpec, Policy
 from pruning.ranking import NestedRanking
@@ -385,3 +386,37 @@ def test_a_network_on_a_gpu_is_cut_there() -> None:
     groups = find_groups(network, IMAGES)
     prune(network, half(groups), random_ranking(groups), groups=groups, example_input=IMAGES)
     assert {tensor.device.type for tensor in network.state_dict().values()} == {"cuda"}
+
+
+class UnderTwoNames(nn.Module):
+    """One layer that two attributes hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+        self.also_b = self.b
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.also_b(self.a(x)).mean((2, 3))
+
+
+def test_a_layer_with_two_names_keeps_its_weights_when_a_cut_is_refused() -> None:
+    torch.manual_seed(0)
+    network = UnderTwoNames()
+    groups = find_groups(network, IMAGES)
+    before = network.b.weight
+    masked_outputs(network, groups, {"a": (0, 1, 2)}, IMAGES)
+    assert network.b.weight is network.also_b.weight is before
+    prune(network, {"a": 3}, random_ranking(groups), groups=groups, example_input=IMAGES)
+    assert network.b.in_channels == 3
+
+
+def test_rounding_of_an_output_that_is_zero_is_not_refused() -> None:
+    for seed in range(8):
+        torch.manual_seed(seed)
+        layers = (nn.Conv2d(3, 32, 3), nn.Conv2d(32, 32, 3), nn.InstanceNorm2d(32), nn.AdaptiveAvgPool2d(1))
+        network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(32, 4, bias=False)).double().eval()
+        images = torch.randn(2, 3, 8, 8).double()
+        groups = find_groups(network, images)
+        assert network(images).abs().max() < 1e-12
+        prune(network, half(groups), random_ranking(groups), groups=groups, example_input=images)
