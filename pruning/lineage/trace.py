@@ -128,8 +128,13 @@ def follow(
     return _by_first(model, example, front_ends, partial(_followed, thinned=tuple(thinned)))
 
 
-def eval_graph(model: nn.Module, example_input: Example) -> EvalGraph:
-    """Trace a network in eval mode without following channels; it is left as found.
+def eval_graph(model: nn.Module, example_input: Example, front_ends: Sequence[FrontEnd] = FRONT_ENDS) -> EvalGraph:
+    """Trace a network in eval mode, for one image, without following channels; it is left as found.
+
+    Args:
+        model: the network.
+        example_input: `[images, channels, height, width]`, or several inputs; only shapes and types matter.
+        front_ends: what may trace it; the first that does is used.
 
     Raises:
         GraphError: it cannot be traced.
@@ -139,7 +144,7 @@ def eval_graph(model: nn.Module, example_input: Example) -> EvalGraph:
         bare.eval()
         return EvalGraph(bare, tracing.graph(example))
 
-    return _by_first(model, without_values(example_input, images=1), FRONT_ENDS, graph)
+    return _by_first(model, without_values(example_input, images=1), front_ends, graph)
 
 
 Done = TypeVar("Done")
