@@ -382,10 +382,16 @@ def _step(
     if node.op == "call_module":
         module = model.get_submodule(str(node.target))
         value = shaped(module, *args) if len(args) == 1 and not kwargs else None
-        value = module(*args, **kwargs) if value is None else value
+        value = _run_on_meta(module, args, kwargs) if value is None else value
         return value, apply_module(module, without_weights(replace(call, name=type(module).__name__)), value)
-    value = callable_of(node)(*args, **kwargs)
+    value = _run_on_meta(callable_of(node), args, kwargs)
     return value, apply_function(callable_of(node), call, value)
+
+
+def _run_on_meta(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Call something; tensors that its code makes have no values either."""
+    with torch.device("meta"):
+        return function(*args, **kwargs)
 
 
 def _canonical(tree: Any, lineage: Lineage) -> Any:
