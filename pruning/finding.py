@@ -125,7 +125,7 @@ def _take_statistics(network: nn.Module, example_input: Example) -> None:
         for norm in norms:
             norm.momentum = 1.0
         with torch.random.fork_rng(devices=[]), in_mode(network, training=True):
-            torch.random.default_generator.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             run_on(network, noise_like(example_input, network))
     except Exception:  # it wants something else when it trains, such as labels: then without
         return
