@@ -34,6 +34,7 @@ from pruning import (
     input_shape,
     prune,
 )
+from pruning.lineage import skeleton
 from pruning.models.torchvision_import import import_torchvision
 from pruning.models.torchvision_models import torchvision_names
 
@@ -59,9 +60,10 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
     for size in (*SIZES, usual):
         image = torch.randn(2, 3, size, size)
         try:
-            count_cost(network, image)
+            for training in (False, True):  # an auxiliary head may want larger images
+                skeleton(network).train(training)(image.to("meta"))
             break
-        except PruningError:
+        except Exception:  # whatever the network raises where an image is too small
             continue
     return network, image
 
