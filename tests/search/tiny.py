@@ -316,7 +316,7 @@ def save_cut(folder, widths=None, model="tiny:network"):
     return folder
 
 
-TRUSTED = ("tiny:network", "tiny:blocks", "tiny:choosy")
+TRUSTED = ("tiny:network", "tiny:blocks", "tiny:choosy", "tiny:grouped")
 TRUST = [part for name in TRUSTED for part in ("--trust", name)]
 
 
