@@ -1,18 +1,18 @@
 """An experiment chooses which grouped convolutions are thinned, and whatever takes its policies follows."""
 
-from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
 
 from pruning import Policy, PolicyError, load_exported, load_policy
+from search import export
 from search.apply import apply_policy
 from search.config import load_experiment, parse_experiment
 from search.diff import diff_policies
 from search.driver import run_sweep
 from search.errors import ExperimentError
-from search.export import export_pruned
 from search.groups import network_of
 from search.inputs import ranking_key
 from search.latencies import Timed
@@ -69,7 +69,7 @@ def test_a_policy_is_applied_saved_loaded_and_exported(policy, pruned, tmp_path)
     widths = policy.widths
     assert network.middle.groups == 16
     assert (network.middle.in_channels, network.middle.out_channels) == (16 * widths["first"], 16 * widths["middle"])
-    report = export_pruned(pruned, tmp_path, formats=["pt2"], batches=[1], repeats=1, trusted=tiny.TRUSTED)
+    report = export.export_pruned(pruned, tmp_path, formats=["pt2"], batches=[1], repeats=1, trusted=tiny.TRUSTED)
     images = torch.randn(4, *tiny.IMAGE_SHAPE, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         assert torch.equal(load_exported(report.exported[0].path)(images), network(images))
@@ -114,22 +114,39 @@ def test_by_default_nothing_is_thinned(tmp_path):
     assert layout_for(experiment.model, experiment).groups.thinned == ()
 
 
-def test_a_choice_has_caches_of_its_own(storage):
-    whole, thinned = (prepare_unranked(asked(storage, {**ALONE, "thinned": names})) for names in ([], ["middle"]))
-    assert list(whole.searched) == list(thinned.searched) == ["first"]
+def test_a_choice_has_caches_of_its_own(tmp_path):
+    """Also where all groups have the widths that they have otherwise."""
+    model = {"name": "tiny:grouped", "options": {"groups": 8, "width": 8}}
+    weights = tiny.untrained(tmp_path, model)
+    whole, thinned = (
+        prepare(tiny.experiment(tmp_path, model=model, weights=weights, search={**ALONE, "thinned": names}))
+        for names in ([], ["middle"])
+    )
+    assert whole.groups.widths == thinned.groups.widths == {"first": 8, "last": 40}
     (criterion,) = whole.experiment.search.criterion
-    keys = {derived_key(inputs, criterion, None, []) for inputs in (whole, thinned)}
-    tables = {
-        Timed(it.experiment, it.network(), it.groups, it.searched, it.cost, it.example, it.device).path
-        for it in (whole, thinned)
-    }
-    assert len(keys) == len(tables) == 2
-    # Both rank: each finds its own.
-    made = [prepare(asked(storage, {**ALONE, "thinned": names})).rankings for names in ([], ["middle"])]
-    key = ranking_key(criterion)
-    assert [len(rankings[key].keep("first", 3)) for rankings in made] == [3, 3]
-    assert max(made[0][key].keep("first", 16)) == 15
-    assert max(made[1][key].keep("first", 4)) == 3
+    assert len({derived_key(inputs, criterion, None, []) for inputs in (whole, thinned)}) == 2
+    assert len({timed(inputs).path for inputs in (whole, thinned)}) == 2
+    of_whole, of_thinned = (inputs.rankings[ranking_key(criterion)].keep("first", 4) for inputs in (whole, thinned))
+    filters = whole.network().first.weight.detach().double().abs().sum(dim=(1, 2, 3)).reshape(8, 8)
+    assert set(of_whole) == set(filters.mean(dim=1).topk(4).indices.tolist())  # 8 filters in a row
+    assert set(of_thinned) == set(filters.mean(dim=0).topk(4).indices.tolist())  # one of each group
+
+
+def timed(inputs):
+    parts = inputs.network(), inputs.groups, inputs.searched, inputs.cost, inputs.example, inputs.device
+    return Timed(inputs.experiment, *parts)
+
+
+def test_widths_of_a_choice_are_rounded_up(policy):
+    widths = {"first": 3, "middle": 1, "last": 9}
+    cut = SimpleNamespace(policy=policy.model_copy(update={"widths": widths}), image_shape=tiny.IMAGE_SHAPE)
+    network = export._rounded(cut)
+    assert [layer.out_channels for layer in (network.first, network.middle, network.last)] == [48, 16, 16]
+
+
+def test_policies_by_rules_say_what_is_thinned(policy, storage):
+    space = space_of(prepare(asked(storage)))
+    space.policy_of(policy.widths, policy.criterion).check(space.all_groups)
 
 
 def test_the_command_shows_the_choice(call, tmp_path):
@@ -193,7 +210,7 @@ def test_a_trial_refuses_a_policy_that_does_not_say(policy, storage):
     inputs = prepare_unranked(asked(storage))
     with pytest.raises(PolicyError, match=r"^policy.thinned: expected groups found with thinned none, got middle$"):
         policy.model_copy(update={"thinned": ()}).check(inputs.groups)
-    policy.check(replace(inputs.groups, front_end="another"))
+    policy.check(inputs.groups)
 
 
 @pytest.mark.parametrize("value", [None, 3, [3], {"layer": 1}])
