@@ -13,6 +13,7 @@ from pruning.errors import GraphError
 from pruning.groups import ChannelGroups
 from pruning.inputs import Example
 from pruning.lineage import EXPORT, FIXED, Lineage, Result, eval_graph, follow, results
+from pruning.lineage.trace import by_export
 
 Ids = npt.NDArray[np.int64]
 
@@ -45,12 +46,13 @@ def activations(model: nn.Module, groups: ChannelGroups, example_input: Example)
         example_input: `[images, channels, height, width]`, or several inputs; only shapes and types matter.
 
     Raises:
-        GraphError: the network cannot be traced for a single image, or channels of a group take unequal shares.
+        GraphError: the network cannot be traced for a single image, the groups are another's, or channels of a group
+            take unequal shares.
     """
     lineage, graph = follow(model, example_input, thinned=groups.thinned)
     if lineage.front_end == EXPORT:  # the number of images is burned in, too: of one image there is another graph
-        alone = eval_graph(model, example_input)
-        if len(alone.graph.nodes) != len(graph.graph.nodes):
+        alone = eval_graph(model, example_input, [by_export])
+        if [node.target for node in alone.graph.nodes] != [node.target for node in graph.graph.nodes]:
             raise GraphError(f"{type(model).__name__}: expected the same operations on one image as on two")
         partner = zip(graph.graph.nodes, alone.graph.nodes, strict=True)
         graph = replace(alone, ids={twin: graph.ids[node] for node, twin in partner if node in graph.ids})
@@ -90,7 +92,7 @@ class _Shares:
 def _channels(lineage: Lineage, groups: ChannelGroups, name: str) -> Ids:
     """Return the ids of a group's channels."""
     maker = groups[name].makers[0]
-    noted = lineage.noted(maker.tensor, maker.axis)
-    if noted is None:
+    noted, places = lineage.noted(maker.tensor, maker.axis), [positions[0] for positions in maker.positions]
+    if noted is None or max(places) >= len(noted):
         raise GraphError(f"memory: expected groups of this network, got '{name}'")
-    return lineage.find(noted.numpy()[[positions[0] for positions in maker.positions]])
+    return lineage.find(noted.numpy()[places])

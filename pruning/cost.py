@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from pruning.activations import Activation, activations
 from pruning.errors import GraphError, UnknownNameError
 from pruning.groups import ChannelGroups, Slice
-from pruning.inputs import without_values
+from pruning.inputs import Example, run_on, shapes, without_values
 from pruning.lineage import Result, eval_graph, results, skeleton
 from pruning.lineage.computed import Source, source_of
 from pruning.polynomials import Polynomials, Product
@@ -66,12 +67,12 @@ class Memory:
     peak_activation_bytes: int
 
 
-def count_cost(model: nn.Module, example_input: Tensor) -> Cost:
+def count_cost(model: nn.Module, example_input: Example) -> Cost:
     """Count what a network costs, on its shapes alone: no arithmetic, the network is left as found.
 
     Args:
         model: any network.
-        example_input: `[images, channels, height, width]`; counted is the cost of one image.
+        example_input: `[images, channels, height, width]`, or several inputs; counted is the cost of one image.
 
     Raises:
         GraphError: the network does not take such an input.
@@ -82,12 +83,12 @@ def count_cost(model: nn.Module, example_input: Tensor) -> Cost:
     return Cost(macs + uses.other_macs, sum(parameter.numel() for parameter in bare.parameters()))
 
 
-def count_memory(model: nn.Module, example_input: Tensor) -> Memory:
+def count_memory(model: nn.Module, example_input: Example) -> Memory:
     """Count the memory that a network takes, on its shapes alone: nothing is allocated, the network is left as found.
 
     Args:
-        model: a network that torch.fx can trace.
-        example_input: `[images, channels, height, width]`; counted is the memory of one image of this type.
+        model: a network that torch.fx or torch.export can trace.
+        example_input: `[images, channels, height, width]`, or several inputs; counted is the memory of one image.
 
     Raises:
         GraphError: the network cannot be traced, or does not take such an input.
@@ -116,10 +117,10 @@ class CostModel:
     Args:
         model: the network before any cut.
         groups: its channel groups.
-        example_input: `[images, channels, height, width]`.
+        example_input: `[images, channels, height, width]`, or several inputs; only shapes and types matter.
     """
 
-    def __init__(self, model: nn.Module, groups: ChannelGroups, example_input: Tensor) -> None:
+    def __init__(self, model: nn.Module, groups: ChannelGroups, example_input: Example) -> None:
         bare = skeleton(model)
         uses = _uses(bare, example_input)
         self.groups = tuple(groups)
@@ -130,9 +131,10 @@ class CostModel:
         touched = {name for name, _ in axes}
         self._weights: list[tuple[int, Product]] = []
         self._axis_macs: dict[tuple[str, int], Fraction] = {}
+        parameters = dict(bare.named_parameters())  # of a script they are plain tensors
         learnt: list[int] = []
         for name, weight in _weights(bare):
-            counts = int(isinstance(weight, nn.Parameter))
+            counts = int(name in parameters)
             for axis, size in enumerate(weight.shape):
                 self._axis_macs[name, axis] = Fraction(uses.macs(name, weight), max(1, size))
             if name not in touched:
@@ -258,17 +260,17 @@ def _weights(bare: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from bare.named_buffers()
 
 
-def _uses(bare: nn.Module, example_input: Tensor) -> _Uses:
+def _uses(bare: nn.Module, example_input: Example) -> _Uses:
     bare.eval()
     for parameter in bare.parameters():  # torch multiplies by frozen weights in another way, which hides them
         parameter.requires_grad_(parameter.is_floating_point())
     uses = _Uses({name: Fraction(0) for name, _ in _weights(bare)})
-    image = torch.empty((1, *example_input.shape[1:]), dtype=example_input.dtype, device="meta")
+    example = without_values(example_input, images=1)
     try:
         with torch.random.fork_rng(devices=[]), _Counting(bare, uses), torch.no_grad():
-            bare(image)
+            run_on(bare, example)
     except Exception as error:
-        raise GraphError(f"{type(bare).__name__} does not run on {tuple(image.shape)}: {error}") from error
+        raise GraphError(f"{type(bare).__name__} does not run on {shapes(example)}: {error}") from error
     return uses
 
 
@@ -289,7 +291,8 @@ class _Counting(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
+        args, kwargs = _without_values((args, kwargs or {}))
+        result = func(*args, **kwargs)
         if func is aten.convolution.default:
             image, weight, transposed = args[0], args[1], args[6]
             places = (image if transposed else result).shape
@@ -306,14 +309,23 @@ class _Counting(TorchDispatchMode):
         elif not parameter_only:
             self._uses.other_macs += applied * weight.numel()
 
-    def _computed_of(self, shapes: set[torch.Size]) -> str | None:
+    def _computed_of(self, sizes: set[torch.Size]) -> str | None:
         """Return the parameter of the running layer that a weight was computed of, as weight norm and the like do."""
         for layer in self._running[-1:]:
             source = source_of(self._bare.get_submodule(layer)) or Source()
             name = f"{layer}.{source.tensor}"
-            if name in self._parameters and self._parameters[name].shape in shapes:
+            if name in self._parameters and self._parameters[name].shape in sizes:
                 return name
         return None
+
+
+def _without_values(arguments: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Return arguments all of which lack values if one does; what the network's code makes of numbers has some."""
+    bare = {leaf.is_meta for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)}
+    if bare != {True, False}:
+        return arguments
+    without: tuple[Any, Any] = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), arguments)
+    return without
 
 
 def _void(_: object) -> None:

@@ -9,11 +9,12 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pruning.cutting import remove
 from pruning.errors import SurgeryError, UnknownNameError
-from pruning.groups import ChannelGroups, Pinned, fold
-from pruning.inputs import Example, without_values
+from pruning.groups import ALL_AT_ONCE, ChannelGroups, Pinned, fold
+from pruning.inputs import Example, noise_like, run_on, without_values
 from pruning.lineage import EXPORT, follow, skeleton
 from pruning.masking import check_runs
 
@@ -23,7 +24,7 @@ def find_groups(model: nn.Module, example_input: Example, *, thinned: Sequence[s
 
     In front of a grouped convolution whole convolution groups are removed, with what they make: each is one channel.
     Or its groups are thinned: each of them loses the channels at the same places, of what it reads and of what it makes
-    apart, and all groups stay.
+    apart, and all groups stay. So it is where it is asked for, and where whole groups could only go all at once.
 
     A graph of torch.export does not tell which numbers of the code follow a cut. Groups from there are cut on a copy
     with random weights, and those whose cut is not what masking is are pinned. (Of a network without values, on the
@@ -44,7 +45,20 @@ def find_groups(model: nn.Module, example_input: Example, *, thinned: Sequence[s
         if not any(fnmatchcase(layer, pattern) for layer in lineage.thinnable):
             raise UnknownNameError("grouped convolution", pattern, lineage.thinnable)
     groups = fold(lineage)
+    stuck = _stuck_together(groups).intersection(lineage.thinnable).difference(groups.thinned)
+    if stuck:
+        again = fold(follow(model, example_input, thinned=[*thinned, *sorted(stuck)])[0])
+        groups = again if _pinned_channels(again) < _pinned_channels(groups) else groups
     return _proven(model, groups, example_input) if groups.front_end == EXPORT else groups
+
+
+def _stuck_together(groups: ChannelGroups) -> set[str]:
+    return {part.layer for pin in groups.pinned if pin.reason == ALL_AT_ONCE for part in pin.parts}
+
+
+def _pinned_channels(groups: ChannelGroups) -> int:
+    """Return how many filters are pinned."""
+    return sum(len(positions) for pin in groups.pinned for part in pin.parts for positions in part.positions)
 
 
 def _proven(model: nn.Module, groups: ChannelGroups, example_input: Example) -> ChannelGroups:
@@ -57,10 +71,13 @@ def _proven(model: nn.Module, groups: ChannelGroups, example_input: Example) -> 
         check_runs(cut, shapes)
 
     def agrees(kept: Mapping[str, Sequence[int]]) -> None:
-        remove(_with_random_weights(model), groups, kept, example_input)
+        remove(copy.deepcopy(randomised), groups, kept, example_input)
 
-    has_values = not any(parameter.is_meta for parameter in model.parameters())
-    for trial in (runs, agrees) if has_values else (runs,):
+    trials = [runs]
+    if not any(parameter.is_meta for parameter in model.parameters()):
+        randomised = _with_random_weights(model, example_input)
+        trials.append(agrees)
+    for trial in trials:
         failed = _failures(trial, groups, tuple(groups))
         pins = (Pinned(name, groups[name].width, f"a trial cut failed: {why}") for name, why in failed.items())
         left = groups.only(name for name in groups if name not in failed)
@@ -85,14 +102,21 @@ def _failures(
     return {}
 
 
-def _with_random_weights(model: nn.Module) -> nn.Module:
+def _with_random_weights(model: nn.Module, example_input: Example) -> nn.Module:
     """Return a copy in which nothing is zero that hides a difference, as layers that start at zero do."""
     network = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
         for tensor in (*network.parameters(), *network.buffers()):
             if tensor.is_floating_point():
                 numbers = torch.rand(tensor.shape, generator=generator)
-                scale = 1 if tensor.dim() < 2 else 3 / max(1, tensor[0].numel()) ** 0.5
-                tensor.copy_(numbers + 0.5 if tensor.dim() < 2 else (numbers - 0.5) * scale)
+                scale = (12 / max(1, tensor[0].numel())) ** 0.5 if tensor.dim() > 1 else 1
+                tensor.copy_((numbers - 0.5) * scale if tensor.dim() > 1 else numbers + 0.5)
+        norms = [norm for norm in network.modules() if isinstance(norm, _BatchNorm)]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.momentum = 1.0  # so that what is summed again and again stays of a size
+        run_on(network.train(), noise_like(example_input, network))
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
     return network

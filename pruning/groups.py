@@ -107,6 +107,9 @@ def tensor_of(model: nn.Module, name: str) -> Tensor:
     return tensor
 
 
+ALL_AT_ONCE = "they can only be removed all at once"
+
+
 @dataclass(frozen=True, slots=True)
 class Pinned:
     """Channels that no cut may touch, and why.
@@ -221,7 +224,7 @@ def fold(lineage: Lineage) -> ChannelGroups:
             ties = bool(np.isin(channels, coupled).any())
             groups[name] = ChannelGroup(name, len(channels), ties, makers, carried, readers)
             continue
-        why = reason or ("nothing reads them" if not readers else "they can only be removed all at once")
+        why = reason or ("nothing reads them" if not readers else ALL_AT_ONCE)
         pinned.append(Pinned(layer_of(makers[0].tensor), len(channels), why, (*makers, *carried)))
     thinnable = tuple(dict.fromkeys(lineage.thinnable))
     thinned = tuple(sorted(filter(lineage.thins, thinnable)))

@@ -224,21 +224,25 @@ def reshaped(call: Call, value: Tensor, sizes: Sequence[int | Count | None]) -> 
 
 
 def _free(call: Call, value: Tensor, sizes: Sequence[int | Count | None], axes: Sequence[int]) -> int | None:
-    """Return the one of some new axes whose size follows a cut; where numbers are burned in it is guessed: the longest.
+    """Return the one of some new axes whose size follows a cut.
 
-    A wrong guess makes groups whose cut fails; see `find_groups`.
+    Where it may be one or the other (heads or their depth), the lineage says which of them is tried.
     """
-    if call.burned and len(axes) > 1:
-        longest = max(value.shape[dim] for dim in axes)
-        axes = [dim for dim in axes if value.shape[dim] == longest]
-    known = set(call.input.unique().tolist())
-    told = {dim: sizes[dim] for dim in axes if not isinstance(sizes[dim], int)}
-    sure = [dim for dim, size in told.items() if not isinstance(size, Count) or set(size.ids.tolist()) == known]
-    attributes = [dim for dim in axes if isinstance(sizes[dim], Attribute)]
-    for found in (sure, attributes[:1] if not sure else [], list(told)):
-        if len(found) == 1:
-            return found[0]
-    return None
+    if call.burned:
+        first = second = sorted(axes, key=lambda dim: -value.shape[dim])
+    else:
+        known = set(call.input.unique().tolist())
+        told = [dim for dim in axes if not isinstance(sizes[dim], int)]
+        sure = [dim for dim in told if _counts_all(sizes[dim], known)]
+        attributes = [dim for dim in axes if isinstance(sizes[dim], Attribute)]
+        certain = sure if len(sure) == 1 else []
+        others = [dim for dim in told if len(sure) < 2 and dim not in certain]
+        first, second = [*certain, *attributes, *others], [*attributes, *others, *certain]
+    return call.lineage.choose(call.place, [first[0], second[0], first[-1]], call.input) if first else None
+
+
+def _counts_all(size: int | Count | None, known: set[int]) -> bool:
+    return not isinstance(size, Count) or set(size.ids.tolist()) == known
 
 
 def _blocks(old: tuple[int, ...], new: tuple[int, ...]) -> Iterator[tuple[list[int], list[int]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
@@ -45,11 +45,15 @@ class Lineage:
         front_end: what traced the network.
         thinned: shell patterns of the grouped convolutions whose groups are thinned, not removed.
         thinnable: the grouped convolutions that can be.
+        choices: place in the graph → which of several readings of its code to take, where not the first.
     """
 
-    def __init__(self, front_end: str = "torch.fx", thinned: Sequence[str] = ()) -> None:
-        self.front_end, self.thinned = front_end, tuple(thinned)
+    def __init__(
+        self, front_end: str = "torch.fx", thinned: Sequence[str] = (), choices: Mapping[str, int] | None = None
+    ) -> None:
+        self.front_end, self.thinned, self.choices = front_end, tuple(thinned), choices or {}
         self.thinnable: list[str] = []
+        self._ambiguous: dict[str, Ids] = {}
         self._count = 0
         self._parents: Ids = np.full(1024, FIXED, dtype=np.int64)
         self._pins: list[tuple[Ids, str]] = []
@@ -64,6 +68,17 @@ class Lineage:
     def thins(self, layer: str) -> bool:
         """Return whether the groups of a convolution are thinned."""
         return any(fnmatchcase(layer, pattern) for pattern in self.thinned)
+
+    def choose(self, place: str, readings: Sequence[int], ids: Tensor) -> int:
+        """Return one of several readings of the code for some channels: the first, unless another is chosen."""
+        if len(set(readings)) > 1:
+            self._ambiguous[place] = np.unique(ids.numpy())
+        return readings[self.choices.get(place, 0)]
+
+    def misread(self) -> set[str]:
+        """Return the places whose code could be read in another way, and whose channels are pinned."""
+        pinned = set(self.pinned()) if self._ambiguous else set()
+        return {place for place, ids in self._ambiguous.items() if not pinned.isdisjoint(self.find(ids).tolist())}
 
     def fresh(self, count: int) -> Tensor:
         """Return `count` new ids, int64 `[count]`."""

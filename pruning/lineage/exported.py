@@ -7,6 +7,7 @@ in, so a rule cannot tell which of them follow a cut: see `Call.burned`.
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -32,8 +33,8 @@ def exported_graph(bare: nn.Module, example: Example, whole: Whole) -> fx.Graph:
     args, kwargs = as_arguments(example)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.export.export(bare, args, kwargs, strict=False)
-        graph = program.module().graph
+        with torch.device("meta"):  # tensors that the code makes
+            graph = torch.export.export(bare, args, kwargs, strict=False).module().graph
     return _Folder(bare, whole).fold(graph)
 
 
@@ -75,7 +76,12 @@ class _Folder:
         made = [node for node in nodes if any(user not in inside for user in node.users)]
         if len(images) != 1 or len(made) != 1:
             return False
-        self._copies[made[0]] = self._graph.call_module(layer, (self._copies[images[0]],))
+        image = self._copies[images[0]]
+        if isinstance(self._bare.get_submodule(layer), nn.MultiheadAttention):  # whose weights nobody asks for
+            both = self._graph.call_module(layer, (image, image, image), {"need_weights": False})
+            self._copies[made[0]] = self._graph.call_function(operator.getitem, (both, 0))
+        else:
+            self._copies[made[0]] = self._graph.call_module(layer, (image,))
         return True
 
     def _copy(self, node: fx.Node) -> None:

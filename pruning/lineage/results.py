@@ -37,22 +37,15 @@ class Result:
         place: the module or the node of the graph that puts it out.
         first: the number of that node in the graph.
         last: the number of the last node that is given the tensor or a part of it.
-        elements: its entries, for one image.
-        element_bytes: of one entry.
-        ids: channels, of which each place stands for an equal share of the entries; empty where nothing is known.
+        nbytes: of one image.
+        ids: channels, of which each place stands for an equal share of the bytes; empty where nothing is known.
     """
 
     place: str
     first: int
     last: int
-    elements: int
-    element_bytes: int
+    nbytes: int
     ids: Ids
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes for one image."""
-        return self.elements * self.element_bytes
 
 
 def results(graph: EvalGraph, example_input: Example) -> list[Result]:
@@ -63,7 +56,7 @@ def results(graph: EvalGraph, example_input: Example) -> list[Result]:
 
     Args:
         graph: of the network.
-        example_input: `[images, channels, height, width]`; only shape and type matter.
+        example_input: `[images, channels, height, width]`, or several inputs; only shapes and types matter.
 
     Raises:
         GraphError: the network does not take one such image.
@@ -142,8 +135,7 @@ class _Memory:
         place = str(node.target) if node.op == "call_module" else node.name
         for tensor, channels in _with_ids(value, ids):
             if _storage(tensor) not in self._owners:
-                shares = _shares(channels)
-                result = Result(place, number, number, tensor.numel(), tensor.element_size(), shares)
+                result = Result(place, number, number, tensor.nbytes, _shares(channels))
                 self._owners[_storage(tensor)] = result
                 self.results.append(result)
 

@@ -25,8 +25,20 @@ from pruning.lineage.shapes import shaped
 EXPORT = "torch.export"
 """The front end that burns numbers in."""
 
-Grapher = Callable[[Example], fx.Graph]
-"""Returns the graph of a skeleton in the mode that it is in."""
+
+@dataclass(frozen=True)
+class Tracing:
+    """What a front end can do with a skeleton.
+
+    Attributes:
+        front_end: its name.
+        graph: returns the graph of the skeleton in the mode that it is in.
+        computed: attributes with which the code computed when it was traced.
+    """
+
+    front_end: str
+    graph: Callable[[Example], fx.Graph]
+    computed: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -48,13 +60,12 @@ class UntraceableError(GraphError):
     """A front end cannot trace a network; another one may."""
 
 
-def by_fx(bare: nn.Module, example: Example) -> tuple[str, Grapher]:
+def by_fx(bare: nn.Module, example: Example) -> Tracing:
     """Trace a skeleton with torch.fx."""
-    mark(bare, tuple(MODULE_RULES))
-    return "torch.fx", lambda images: trace(bare, example=images)
+    return Tracing("torch.fx", lambda images: trace(bare, example=images), mark(bare, tuple(MODULE_RULES)))
 
 
-def by_export(bare: nn.Module, example: Example) -> tuple[str, Grapher]:
+def by_export(bare: nn.Module, example: Example) -> Tracing:
     """Trace a skeleton with torch.export."""
 
     def graph(images: Example) -> fx.Graph:
@@ -63,12 +74,12 @@ def by_export(bare: nn.Module, example: Example) -> tuple[str, Grapher]:
         except Exception as error:
             raise UntraceableError(f"{type(bare).__name__}: cannot be exported: {first_line(error)}") from error
 
-    return EXPORT, graph
+    return Tracing(EXPORT, graph)
 
 
-def by_fx_with_opaque_modules(bare: nn.Module, example: Example) -> tuple[str, Grapher]:
+def by_fx_with_opaque_modules(bare: nn.Module, example: Example) -> Tracing:
     """Trace a skeleton with torch.fx around the innermost modules that it cannot trace."""
-    mark(bare, tuple(MODULE_RULES))
+    computed = mark(bare, tuple(MODULE_RULES))
     opaque: set[str] = set()
     while True:
         tracer = Tracer(opaque)
@@ -81,10 +92,10 @@ def by_fx_with_opaque_modules(bare: nn.Module, example: Example) -> tuple[str, G
         else:
             break
     name = f"torch.fx without a look into {', '.join(sorted(opaque))}"
-    return name, lambda images: trace(bare, Tracer(opaque), images)
+    return Tracing(name, lambda images: trace(bare, Tracer(opaque), images), computed)
 
 
-FrontEnd = Callable[[nn.Module, Example], tuple[str, Grapher]]
+FrontEnd = Callable[[nn.Module, Example], Tracing]
 
 FRONT_ENDS: tuple[FrontEnd, ...] = (by_fx, by_export, by_fx_with_opaque_modules)
 """In the order in which they are tried."""
@@ -117,18 +128,23 @@ def follow(
     return _by_first(model, example, front_ends, partial(_followed, thinned=tuple(thinned)))
 
 
-def eval_graph(model: nn.Module, example_input: Example) -> EvalGraph:
-    """Trace a network in eval mode without following channels; it is left as found.
+def eval_graph(model: nn.Module, example_input: Example, front_ends: Sequence[FrontEnd] = FRONT_ENDS) -> EvalGraph:
+    """Trace a network in eval mode, for one image, without following channels; it is left as found.
+
+    Args:
+        model: the network.
+        example_input: `[images, channels, height, width]`, or several inputs; only shapes and types matter.
+        front_ends: what may trace it; the first that does is used.
 
     Raises:
         GraphError: it cannot be traced.
     """
 
-    def graph(bare: nn.Module, example: Example, _: str, grapher: Grapher) -> EvalGraph:
+    def graph(bare: nn.Module, example: Example, tracing: Tracing) -> EvalGraph:
         bare.eval()
-        return EvalGraph(bare, grapher(example))
+        return EvalGraph(bare, tracing.graph(example))
 
-    return _by_first(model, without_values(example_input, images=1), FRONT_ENDS, graph)
+    return _by_first(model, without_values(example_input, images=1), front_ends, graph)
 
 
 Done = TypeVar("Done")
@@ -138,7 +154,7 @@ def _by_first(
     model: nn.Module,
     example: Example,
     front_ends: Sequence[FrontEnd],
-    done: Callable[[nn.Module, Example, str, Grapher], Done],
+    done: Callable[[nn.Module, Example, Tracing], Done],
 ) -> Done:
     """Do something with what the first front end that can makes of a network."""
     first: GraphError | None = None
@@ -146,28 +162,51 @@ def _by_first(
         bare = skeleton(model)
         try:
             with torch.random.fork_rng(devices=[]):
-                return done(bare, example, *front_end(bare, example))
+                return done(bare, example, front_end(bare, example))
         except UntraceableError as error:
             first = first or error
     assert first is not None
     raise first
 
 
-def _followed(
-    bare: nn.Module, example: Example, front_end: str, graph: Grapher, thinned: Sequence[str]
-) -> tuple[Lineage, EvalGraph]:
-    lineage = Lineage(front_end, thinned)
+def _followed(bare: nn.Module, example: Example, tracing: Tracing, thinned: Sequence[str]) -> tuple[Lineage, EvalGraph]:
+    """Follow channels; where code can be read in several ways and one pins them, the next is tried."""
+    graphs = []
+    for training in (True, False):
+        bare.train(training)
+        graphs.append(tracing.graph(example))
+
+    def read(choices: Mapping[str, int]) -> tuple[Lineage, EvalGraph]:
+        lineage = Lineage(tracing.front_end, thinned, choices)
+        for place in tracing.computed:
+            lineage.pin_tensor(place, f"the code computes with '{place}'")
+        return lineage, _follow_both(bare, example, lineage, *graphs)
+
+    found, choices = read({}), dict[str, int]()
+    for reading in (1, 2):
+        misread = found[0].misread()
+        if not misread:
+            break
+        other = read(choices | dict.fromkeys(misread, reading))
+        better = misread - other[0].misread()
+        if better:
+            choices |= dict.fromkeys(better, reading)
+            found = other if better == misread else read(choices)
+    return found
+
+
+def _follow_both(
+    bare: nn.Module, example: Example, lineage: Lineage, in_training: fx.Graph, in_evaluation: fx.Graph
+) -> EvalGraph:
+    """Follow channels through both graphs, or through one where both are the same."""
     _pin_shared(bare, lineage)
-    bare.train()
-    in_training = graph(example)
-    ids = _run(in_training, bare, example, lineage)
+    ids = _run(in_training, bare.train(), example, lineage)
     bare.eval()
-    in_evaluation = graph(example)
     if _same(in_training, in_evaluation):
         ids = {twin: ids[node] for node, twin in zip(in_training.nodes, in_evaluation.nodes, strict=True)}
     else:
         ids = _run(in_evaluation, bare, example, lineage)
-    return lineage, EvalGraph(bare, in_evaluation, ids)
+    return EvalGraph(bare, in_evaluation, ids)
 
 
 def _same(one: fx.Graph, other: fx.Graph) -> bool:
@@ -343,10 +382,16 @@ def _step(
     if node.op == "call_module":
         module = model.get_submodule(str(node.target))
         value = shaped(module, *args) if len(args) == 1 and not kwargs else None
-        value = module(*args, **kwargs) if value is None else value
+        value = _run_on_meta(module, args, kwargs) if value is None else value
         return value, apply_module(module, without_weights(replace(call, name=type(module).__name__)), value)
-    value = callable_of(node)(*args, **kwargs)
+    value = _run_on_meta(callable_of(node), args, kwargs)
     return value, apply_function(callable_of(node), call, value)
+
+
+def _run_on_meta(function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Call something; tensors that its code makes have no values either."""
+    with torch.device("meta"):
+        return function(*args, **kwargs)
 
 
 def _canonical(tree: Any, lineage: Lineage) -> Any:

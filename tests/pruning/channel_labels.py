@@ -18,9 +18,13 @@ Channel = frozenset[tuple[str, int]]
 
 
 class Labels:
-    """Fresh labels where channels are made, united where they meet; for each tensor the labels along its axis."""
+    """Fresh labels where channels are made, united where they meet; for each tensor the labels along its axis.
 
-    def __init__(self) -> None:
+    `thinned` names the convolutions whose groups each lose equally many channels.
+    """
+
+    def __init__(self, thinned: Sequence[str] = ()) -> None:
+        self.thinned = thinned
         self.parents: list[int] = []
         self.pinned: set[int] = set()
         self.makers: dict[str, list[int]] = {}

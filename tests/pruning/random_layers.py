@@ -86,7 +86,19 @@ class Convolution(Operation):
             step.layer = kind(shapes[0][1], self.makes, self.kernel, padding=padding, **named)
 
     def labels(self, labels: Labels, name: str, *given: list[int]) -> list[list[int]]:
+        if f"{name}.layer" in labels.thinned:
+            return [self.thinned(labels, f"{name}.layer.weight", given[0])]
         return [convolved(labels, f"{name}.layer.weight", given[0], self.makes, self.groups)]
+
+    def thinned(self, labels: Labels, weight: str, given: list[int]) -> list[int]:
+        """Channels at the same place in each group are one, of what is read and of what is made."""
+        each = len(given) // self.groups
+        labels.tie(given[place::each] for place in range(each))
+        labels.read(weight, given if self.transposed else given[:each])
+        if weight not in labels.makers:
+            share = labels.fresh(self.makes // self.groups)
+            labels.makers[weight] = share if self.transposed else share * self.groups
+        return labels.makers[weight] * (self.groups if self.transposed else 1)
 
 
 def convolved(labels: Labels, weight: str, given: list[int], makes: int, groups: int) -> list[int]:

@@ -76,8 +76,8 @@ class Plan:
             torch.manual_seed(0)
             return randomise(Runner(self.program, torch.Size((2, *self.image_size)))).double().eval()
 
-    def labels(self) -> Labels:
-        labels = Labels()
+    def labels(self, thinned: Sequence[str] = ()) -> Labels:
+        labels = Labels(thinned)
         for given in follow(self.program, labels, "", [-1] * self.image_size[0]):
             labels.pin(given)
         return labels

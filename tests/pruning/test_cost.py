@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from modelled import JOINED, JOINED_BY_NAME, Joined
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -23,6 +24,7 @@ from zeroing import half, random_ranking
 from pruning.cost import Cost, CostModel, count_cost
 from pruning.errors import GraphError, UnknownNameError
 from pruning.finding import find_groups
+from pruning.inputs import Example
 from pruning.models import build_model
 from pruning.policy import ModelSpec
 from pruning.surgery import prune
@@ -197,6 +199,26 @@ def test_the_number_and_the_values_of_images_do_not_matter() -> None:
     network = build_model(ModelSpec(name="resnet20"))
     many = torch.full((7, 3, 32, 32), torch.nan)
     assert count_cost(network, many) == count_cost(network, torch.zeros(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("example", [JOINED, JOINED_BY_NAME], ids=["in order", "by name"])
+def test_networks_of_several_inputs_are_counted_and_cut(example: Example) -> None:
+    network = Joined()
+    assert count_cost(network, example).macs == 27 * 8 * 36 + 5 * 6 + 18 * 9 + 9 * 2
+    groups = find_groups(network, example)
+    widths = {"image": 4, "numbers": 3, "both": 5}
+    foretold = CostModel(network, groups, example).cost(widths)
+    assert foretold.macs == 27 * 4 * 36 + 5 * 3 + (4 + 3 + 4) * 5 + 5 * 2
+    prune(network, widths, random_ranking(groups), groups=groups, example_input=example)
+    assert count_cost(network, example) == foretold
+
+
+def test_numbers_that_the_code_makes_are_no_obstacle() -> None:
+    class Positions(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(torch.cat([x, torch.linspace(0, 1, 16).view(1, 1, 4, 4)], 1))
+
+    assert count_cost(Positions(3, 5, 1), torch.zeros(1, 2, 4, 4)).macs == 3 * 5 * 16
 
 
 def test_counting_leaves_the_network_and_the_random_state_as_found() -> None:

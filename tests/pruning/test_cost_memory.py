@@ -1,67 +1,25 @@
-"""Counted memory is what lies in real tensors while a graph runs on the CPU, and what the cost model says."""
+"""Counted memory is what lies in real tensors while a graph runs on the CPU."""
 
 from __future__ import annotations
 
-import copy
-import pickle
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from modelled import NETWORKS, Step, build, image_of
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from two_heads import IMAGES, TwoHeads, held
-from zeroing import random_ranking
 
-from pruning.activations import Shares
-from pruning.cost import CostModel, Memory, count_cost, count_memory
-from pruning.errors import GraphError, UnknownNameError
-from pruning.finding import find_groups
-from pruning.groups import ChannelGroups
+from pruning.cost import Memory, count_cost, count_memory
+from pruning.errors import GraphError
 from pruning.latency import measure_latency
-from pruning.lineage import Result
 from pruning.lineage.trace import trace
 from pruning.models import build_model
 from pruning.policy import ModelSpec
-from pruning.surgery import prune
-
-NETWORKS = {
-    "resnet20": 32,
-    "mobilenet_v2": 64,
-    "shufflenet_v2_x1_0": 64,
-    "googlenet_cifar": 32,
-    "densenet121": 64,
-    "convnext_tiny": 64,
-    "vit_b_16": 64,
-    "swin_t": 64,
-}
-
-
-def build(name: str) -> nn.Module:
-    return build_model(ModelSpec(name=name, options={"image_size": 64} if name == "vit_b_16" else {})).eval()
-
-
-def image_of(pixels: int) -> Tensor:
-    return torch.zeros(1, 3, pixels, pixels)
-
-
-class Step(nn.Module):
-    """A network of one function."""
-
-    def __init__(self, run: Callable[[Any, Tensor], Any], **layers: Any) -> None:
-        super().__init__()
-        self.run = run
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.run(self, x)
 
 
 @dataclass(slots=True)
@@ -257,182 +215,3 @@ def test_an_image_that_does_not_fit_is_one_line() -> None:
 def test_a_network_that_cannot_be_traced_is_told() -> None:
     with pytest.raises(GraphError, match="Step: cannot be traced"):
         count_memory(Step(lambda _, x: x if x.sum() > 0 else -x), IMAGES)
-
-
-# ── the cost model ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.fixture(scope="module", params=NETWORKS)
-def modelled(request: pytest.FixtureRequest) -> Modelled:
-    return Modelled(build(request.param).to("meta"), image_of(NETWORKS[request.param]))
-
-
-class Modelled:
-    """A network, its groups and its costs."""
-
-    def __init__(self, network: nn.Module, image: Tensor) -> None:
-        self.network, self.image, self.groups = network, image, find_groups(network, image)
-        self.costs = CostModel(network, self.groups, image)
-
-    def check(self, widths: dict[str, int]) -> None:
-        """What was foretold for some widths is what the cut network is counted at."""
-        cut = pickle.loads(pickle.dumps(self.network))
-        prune(cut, widths, random_ranking(self.groups), groups=self.groups, check=False)
-        assert count_memory(cut, self.image) == self.costs.memory(widths)
-
-
-def test_at_full_widths_it_is_the_counted_memory(modelled: Modelled) -> None:
-    modelled.check({})
-
-
-@pytest.mark.parametrize("narrow", [1, 3, None])
-def test_any_widths_take_what_the_cut_network_takes(modelled: Modelled, narrow: int | None) -> None:
-    generator = torch.Generator().manual_seed(0)
-
-    def drawn(full: int) -> int:
-        return int(torch.randint(1, min(full, narrow or full) + 1, (), generator=generator))
-
-    widths = {name: drawn(group.width) for name, group in modelled.groups.items()}
-    modelled.check(widths)
-    assert modelled.costs.memory(widths) != modelled.costs.memory({})
-
-
-def heads(net: Any, x: Tensor) -> Tensor:
-    """Attention over the pixels, written out: the number of heads follows a cut."""
-    tokens = net.embed(x).flatten(2).transpose(1, 2)  # [images, pixels, channels]
-    images, pixels = tokens.shape[:2]
-    query, key, value = (
-        layer(tokens).reshape(images, pixels, -1, 4).transpose(1, 2) for layer in (net.query, net.key, net.value)
-    )
-    mixed = (query @ key.transpose(-2, -1)).softmax(-1) @ value
-    return net.out(mixed.transpose(1, 2).reshape(images, pixels, -1)).mean(1)
-
-
-def shuffled(net: Any, x: Tensor) -> Tensor:
-    x = net.embed(x)
-    images, channels, height, width = x.shape
-    return net.read(x.view(images, 2, channels // 2, height, width).transpose(1, 2).reshape(images, -1, height, width))
-
-
-def by_layer(net: Any, x: Tensor) -> Tensor:
-    return net.read(net.shuffle(net.embed(x)))
-
-
-def turned(net: Any, x: Tensor) -> Tensor:
-    """Channels last and back, with a copy that asks for nothing but the order of the axes."""
-    return net.read(net.embed(x).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2).contiguous())
-
-
-def tokens_to_maps(net: Any, x: Tensor) -> Tensor:
-    """A transposed axis is split, which copies nothing at any width."""
-    tokens = net.norm(net.embed(x).flatten(2).transpose(1, 2))
-    return net.read(tokens.transpose(1, 2).reshape(x.shape[0], -1, 4, 4))
-
-
-@pytest.mark.parametrize("run", [heads, shuffled, by_layer, turned, tokens_to_maps])
-def test_a_copy_counts_at_width_one_too(run: Callable[[Any, Tensor], Tensor]) -> None:
-    layers = {
-        "embed": nn.Conv2d(2, 8, 1),
-        "read": nn.Conv2d(8, 3, 1),
-        "norm": nn.LayerNorm(8),
-        "shuffle": nn.ChannelShuffle(2),
-        **{name: nn.Linear(8, 12) for name in ("query", "key", "value")},
-        "out": nn.Linear(12, 5),
-    }
-    modelled = Modelled(Step(run, **layers).eval(), torch.zeros(1, 2, 4, 4))
-    assert modelled.groups
-    for narrow in range(1, 4):
-        modelled.check({name: min(narrow, group.width) for name, group in modelled.groups.items()})
-
-
-def test_groups_that_stay_whole_take_what_they_took() -> None:
-    network = build("resnet20")
-    groups = find_groups(network, IMAGES)
-    inner = groups.only(groups.matching(("inner",)))
-    widths = {name: group.width // 2 for name, group in inner.items()}
-    model = CostModel(network, inner, IMAGES)
-    assert model.memory(widths) == CostModel(network, groups, IMAGES).memory(widths) != model.memory({})
-
-
-def two_heads(image: Tensor = IMAGES, groups: ChannelGroups | None = None) -> CostModel:
-    network = TwoHeads()
-    return CostModel(network, find_groups(network, IMAGES) if groups is None else groups, image)
-
-
-TWO_HEADS = two_heads()
-
-
-@settings(deadline=None, derandomize=True, max_examples=20)
-@given(data=st.data())
-def test_many_widths_at_once_take_what_each_takes(data: st.DataObject) -> None:
-    model = TWO_HEADS
-    rows = data.draw(st.lists(st.tuples(*(st.integers(1, int(width)) for width in model.widths)), max_size=5))
-    found = model.memories(np.array(rows, dtype=np.int64).reshape(len(rows), len(model.groups)))
-    assert all(column.dtype == np.int64 for column in found)
-    assert [Memory(*map(int, row)) for row in zip(*found, strict=True)] == [
-        model.memory(dict(zip(model.groups, row, strict=True))) for row in rows
-    ]
-
-
-def test_it_is_plain_data() -> None:
-    model = two_heads()
-    assert pickle.loads(pickle.dumps(model)).memory({"stem": 3}) == model.memory({"stem": 3}) != model.memory({})
-
-
-def test_a_group_that_does_not_exist_is_told() -> None:
-    with pytest.raises(UnknownNameError, match="unknown channel group 'sten'; did you mean 'stem'"):
-        two_heads().memory({"sten": 3})
-
-
-def test_groups_of_other_images_do_not_tell_the_memory() -> None:
-    model = two_heads(torch.zeros(1, 3, 32, 32))
-    assert model.cost({}).macs > 0
-    with pytest.raises(GraphError, match=r"expected groups found on images .*\(3, 32, 32\).*, got .*\(3, 16, 16\)"):
-        model.memory({})
-
-
-def test_groups_made_by_hand_do_not_tell_the_memory() -> None:
-    found = find_groups(TwoHeads(), IMAGES)
-    model = two_heads(groups=ChannelGroups(found.groups))
-    assert model.cost({}).macs > 0
-    with pytest.raises(GraphError, match="expected groups that `find_groups` found"):
-        model.memory({})
-
-
-def test_channels_that_differ_are_refused() -> None:
-    found = find_groups(TwoHeads(), IMAGES)
-    assert found.activations is not None
-    first, *others = found.activations.made
-    unlike = replace(found.activations, made=(replace(first, channel_bytes=None), *others))
-    with pytest.raises(GraphError, match=f"channels of equal size at '{first.place}'"):
-        two_heads(groups=replace(found, activations=unlike)).memory({})
-
-
-def test_what_a_channel_takes_is_told_where_all_of_a_group_take_as_much() -> None:
-    shares = Shares(np.array([0, 0, 2, 3, -1]), {"a": [0, 2]})  # channel 1 is channel 0, 3 is in no group
-
-    def told(ids: list[int]) -> Any:
-        return shares.of(Result("somewhere", 3, 5, 24, 4, np.array(ids, dtype=np.int64))).channel_bytes
-
-    assert told([0, 2, 3, -1]) == told([2, 1, -1, -1]) == (("a", 24),)
-    assert told([0, 1, 2, 2, 3, 3, 3, -1]) == (("a", 24),)
-    assert told([3, -1]) == told([]) == ()
-    assert told([0, 1, 2]) is told([0, 3]) is None
-    assert told([0, 2, 3, 3, 3]) is None  # 96 bytes have no fifth
-
-
-def test_a_network_that_takes_no_single_image_has_groups_but_tells_no_memory() -> None:
-    def pairs(net: Any, x: Tensor) -> Tensor:
-        return net.read(net.embed(x)).squeeze().flatten(1)
-
-    network = Step(pairs, embed=nn.Conv2d(2, 8, 1), read=nn.Conv2d(8, 3, 4))
-    groups = find_groups(network, torch.zeros(2, 2, 4, 4))
-    assert groups.widths == {"embed": 8}
-    assert groups.activations is None
-
-
-def test_equal_groups_may_be_found_on_other_images() -> None:
-    network = TwoHeads()
-    small, large = (find_groups(network, torch.zeros(1, 3, pixels, pixels)) for pixels in (16, 32))
-    assert small == large
-    assert copy.deepcopy(small).activations == small.activations != large.activations

@@ -9,6 +9,7 @@ import torch
 from bodies import IMAGES, Body, Cases, check_case, check_groups, convolution
 from torch import Tensor, nn
 from torch.nn import functional as F
+from zeroing import half, random_ranking, randomise
 
 from pruning.finding import find_groups
 from pruning.ranking import NestedRanking
@@ -338,3 +339,52 @@ def test_standardised_filters_are_standardised_over_what_is_left() -> None:
     ranking = NestedRanking.from_scores("given", {"0": scores})
     assert prune(network, {"0": 4}, ranking, groups=groups, example_input=IMAGES) == {"0": stay}
     assert torch.allclose(network(IMAGES), expected, rtol=1e-10)
+
+
+def test_a_number_that_code_computes_with_is_pinned() -> None:
+    """`dim - part` does not follow a cut of `part`."""
+
+    class Partial(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dim, self.part = 8, 3
+            self.a, self.own, self.fc = convolution(3, 8), convolution(3, 3), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            first, rest = torch.split(self.a(x), [self.part, self.dim - self.part], dim=1)
+            return self.fc(torch.cat([self.own(first), rest], dim=1).mean((2, 3)))
+
+    network = Partial().double()
+    groups = find_groups(network, IMAGES)
+    assert groups.widths == {"own": 3}
+    assert {pin.reason for pin in groups.pinned if pin.layer == "a"} == {
+        "the code computes with 'part'",
+        "'split' cannot be followed at 'split'",
+    }
+    prune(network, {"own": 1}, random_ranking(groups), groups=groups, example_input=IMAGES)
+
+
+def test_where_code_can_be_read_in_two_ways_the_one_that_pins_less_is_taken() -> None:
+    """Heads or their depth: the depth is summed over, so heads go; the shape alone does not tell."""
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads = 2
+            self.a, self.q, self.k, self.v = convolution(3, 8), *(nn.Linear(8, 6) for _ in range(3))
+            self.fc = nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            places = self.a(x).flatten(2).transpose(1, 2)
+            q, k, v = (
+                layer(places).reshape(places.shape[0], places.shape[1], self.heads, -1).transpose(1, 2)
+                for layer in (self.q, self.k, self.v)
+            )
+            attended = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+            return self.fc(attended.transpose(1, 2).flatten(2).mean(1))
+
+    network = randomise(Heads()).double()
+    groups = find_groups(network, IMAGES)
+    assert groups.widths == {"a": 8, "q": 2}
+    prune(network, half(groups), random_ranking(groups), groups=groups, example_input=IMAGES)
+    assert (network.heads, network.q.out_features) == (1, 3)

@@ -162,3 +162,42 @@ def test_inputs_by_place_and_by_name():
         assert network.b.out_channels == 5
     with pytest.raises(GraphError, match="expected one input without a default, got another: 'depth'"):
         find_groups(randomise(Two()), IMAGES)
+
+
+def test_tensors_that_the_code_makes_are_followed_by_either_front_end():
+    def added(_, x):
+        return x + torch.arange(x.shape[-1]) + torch.ones(x.shape[0], 1, 16, 16)
+
+    assert cut_in_half(randomise(Branching(added))).widths == {"a": 8, "b": 6}
+
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc((self.a(x) + torch.arange(14)).mean((2, 3)))
+
+    groups = cut_in_half(randomise(Plain()))
+    assert (groups.front_end, groups.widths) == ("torch.fx", {"a": 8})
+
+
+def test_attention_is_put_back_together():
+    class Attending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.attention, self.fc = (
+                nn.Linear(5, 8),
+                nn.MultiheadAttention(8, 2, batch_first=True),
+                nn.Linear(8, 3),
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[1] < 2:
+                raise ValueError("too short")
+            x = self.a(x)
+            return self.fc(self.attention(x, x, x, need_weights=False)[0])
+
+    groups = cut_in_half(randomise(Attending()), torch.zeros(2, 4, 5))
+    assert groups.front_end == "torch.export"
+    assert groups.widths == {"a": 8, "attention": 2, "attention.out_proj": 8}

@@ -154,3 +154,25 @@ def test_widths_are_those_of_the_choice() -> None:
             groups=find_groups(network, IMAGES, thinned=["grouped"]),
             example_input=IMAGES,
         )
+
+
+def test_groups_that_could_only_go_all_at_once_are_thinned() -> None:
+    """The outputs of both groups are summed, so neither can go alone: a split attention's radix."""
+
+    class Radix(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.grouped = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 12, 3, groups=2)
+            self.fc = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            one, other = self.grouped(F.relu(self.a(x))).chunk(2, dim=1)
+            return self.fc(F.relu(one + other).mean((2, 3)))
+
+    network = randomise(Radix()).double()
+    groups = find_groups(network, IMAGES)
+    assert groups.thinned == ("grouped",)
+    assert groups.widths == {"a": 4, "grouped": 6}
+    assert find_groups(network, IMAGES, thinned=groups.thinned) == groups
+    prune(network, half(groups), random_ranking(groups), groups=groups, example_input=IMAGES)
+    assert (network.grouped.in_channels, network.grouped.out_channels, network.grouped.groups) == (4, 6, 2)

@@ -25,7 +25,7 @@ import pruning.cutting
 import pruning.masking
 from pruning.cost import Cost, CostModel, count_cost
 from pruning.finding import find_groups
-from pruning.groups import ChannelGroups, fold
+from pruning.groups import ChannelGroups
 from pruning.lineage import FIXED, Lineage, Role, follow
 from pruning.ranking import NestedRanking
 from pruning.surgery import prune
@@ -54,11 +54,11 @@ class Cut:
 
     @cached_property
     def lineage(self) -> Lineage:
-        return follow(self.uncut, self.images)[0]
+        return follow(self.uncut, self.images, thinned=self.groups.thinned)[0]
 
     @cached_property
     def groups(self) -> ChannelGroups:
-        return fold(self.lineage)
+        return find_groups(self.uncut, self.images)
 
     @cached_property
     def widths(self) -> dict[str, int]:
@@ -115,7 +115,7 @@ def masked_step_by_step(cut: Cut) -> nn.Module:
 
     Of the groups it takes the makers alone; what becomes of their channels the plan says itself.
     """
-    network, labels = cut.network(), cut.plan.labels()
+    network, labels = cut.network(), cut.plan.labels(cut.groups.thinned)
     gone = set[int]()
     for name, kept in cut.kept.items():
         for part in cut.groups[name].makers:
@@ -196,7 +196,7 @@ def whatever_can_be_cut_is_found(cut: Cut) -> None:
     for group in cut.groups.values():
         for channel in range(group.width):
             found.add(frozenset((part.tensor, place) for part in group.makers for place in part.positions[channel]))
-    missed = cut.plan.labels().removable() - found
+    missed = cut.plan.labels(cut.groups.thinned).removable() - found
     assert not missed, (missed, cut.groups.pinned)
 
 
