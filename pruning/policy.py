@@ -245,8 +245,8 @@ class Policy(Data):
         """Refuse a network that the policy was not made for.
 
         Raises:
-            PolicyError: other groups, other thinned convolutions, widths that do not fit, or a criterion of a group that
-                has no width.
+            PolicyError: other groups, other thinned convolutions, widths that do not fit, or a criterion of a group
+                that has no width.
         """
         if self.thinned != groups.thinned:
             expected, got = (", ".join(names) or "none" for names in (self.thinned, groups.thinned))
