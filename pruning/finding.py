@@ -17,6 +17,7 @@ from pruning.groups import ALL_AT_ONCE, ChannelGroups, Pinned, fold
 from pruning.inputs import Example, noise_like, run_on, without_values
 from pruning.lineage import EXPORT, follow, skeleton
 from pruning.masking import check_runs
+from pruning.modes import in_mode
 
 
 def find_groups(model: nn.Module, example_input: Example, *, thinned: Sequence[str] = ()) -> ChannelGroups:
@@ -106,17 +107,28 @@ def _with_random_weights(model: nn.Module, example_input: Example) -> nn.Module:
     """Return a copy in which nothing is zero that hides a difference, as layers that start at zero do."""
     network = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad():
         for tensor in (*network.parameters(), *network.buffers()):
             if tensor.is_floating_point():
                 numbers = torch.rand(tensor.shape, generator=generator)
                 scale = (12 / max(1, tensor[0].numel())) ** 0.5 if tensor.dim() > 1 else 1
                 tensor.copy_((numbers - 0.5) * scale if tensor.dim() > 1 else numbers + 0.5)
-        norms = [norm for norm in network.modules() if isinstance(norm, _BatchNorm)]
-        momenta = [norm.momentum for norm in norms]
+        _take_statistics(network, example_input)
+    return network
+
+
+def _take_statistics(network: nn.Module, example_input: Example) -> None:
+    """Give batch norms the statistics of noise, so that what is summed again and again stays of a size."""
+    norms = [norm for norm in network.modules() if isinstance(norm, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    try:
         for norm in norms:
-            norm.momentum = 1.0  # so that what is summed again and again stays of a size
-        run_on(network.train(), noise_like(example_input, network))
+            norm.momentum = 1.0
+        with torch.random.fork_rng(devices=[]), in_mode(network, training=True):
+            torch.default_generator.manual_seed(0)
+            run_on(network, noise_like(example_input, network))
+    except Exception:  # it wants something else when it trains, such as labels: then without
+        return
+    finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-    return network

@@ -46,7 +46,8 @@ def _convolution(layer: Any, image: Tensor) -> Tensor | None:
 
 
 _RULES: dict[type[nn.Module], Callable[[Any, Tensor], Tensor | None]] = {
-    **{getattr(nn, name): _same for name in POINTWISE.split()},
+    **{getattr(nn, name): _same for name in POINTWISE.split() if not name.startswith("Dropout")},
+    nn.Dropout: _same,  # those with a number in their names look at axes
     **dict.fromkeys([nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm], _per_channel),
     **dict.fromkeys([nn.Conv1d, nn.Conv2d, nn.Conv3d], _convolution),
     nn.LayerNorm: _normalised,

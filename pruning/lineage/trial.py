@@ -39,7 +39,7 @@ def reading(layer: nn.Module) -> Reading:
     if key not in _found:
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
-                torch.manual_seed(0)
+                torch.default_generator.manual_seed(0)
                 _found[key] = _tried(filled(layer))
         except Exception:  # whatever somebody's code raises
             _found[key] = Reading.UNKNOWN
@@ -61,7 +61,7 @@ def normalised_axis(norm: nn.LayerNorm) -> int | None:
     if kind not in _axes:
         (channels,) = norm.normalized_shape
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             bare = filled(norm)
             try:
                 for name, parameter in bare.named_parameters():
