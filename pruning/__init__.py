@@ -63,7 +63,7 @@ from pruning.sensitivity import measure_sensitivity
 from pruning.stagewise import train_heads
 from pruning.streaming import Reading, Request, observe
 from pruning.surgery import Kept, prune
-from pruning.transfer import Transferred, transfer_policy
+from pruning.transfer import Transferred, thinned_counterparts, transfer_policy
 
 __all__ = [
     "ALLOCATIONS",
@@ -173,5 +173,6 @@ __all__ = [
     "timm_names",
     "told_briefly",
     "train_heads",
+    "thinned_counterparts",
     "transfer_policy",
 ]

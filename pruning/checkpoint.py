@@ -312,7 +312,7 @@ def load_pruned(folder: Path | str, *, trusted: Collection[str] = ()) -> PrunedN
     with torch.random.fork_rng([]):
         model = build_model(policy.model)
     if cut.kept or policy.widths:
-        groups = find_groups(model, torch.zeros(2, *cut.input_shape))
+        groups = find_groups(model, torch.zeros(2, *cut.input_shape), thinned=policy.thinned)
         policy.check(groups)
         _check_widths(cut, policy, groups, folder)
         try:

@@ -136,12 +136,14 @@ class ChannelGroups(Mapping[str, ChannelGroup]):
         pinned: what cannot, and why.
         front_end: what traced the network.
         thinned: the grouped convolutions whose groups are thinned; those of all others are removed whole.
+        thinnable: all that can be thinned, in the order of the graph.
     """
 
     groups: tuple[ChannelGroup, ...]
     pinned: tuple[Pinned, ...] = ()
     front_end: str = field(default="torch.fx", compare=False)
     thinned: tuple[str, ...] = ()
+    thinnable: tuple[str, ...] = ()
     _by_name: dict[str, ChannelGroup] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -224,8 +226,9 @@ def fold(lineage: Lineage) -> ChannelGroups:
             continue
         why = reason or ("nothing reads them" if not readers else ALL_AT_ONCE)
         pinned.append(Pinned(layer_of(makers[0].tensor), len(channels), why, (*makers, *carried)))
-    thinned = tuple(sorted(filter(lineage.thins, set(lineage.thinnable))))
-    return ChannelGroups(tuple(groups.values()), tuple(pinned), lineage.front_end, thinned)
+    thinnable = tuple(dict.fromkeys(lineage.thinnable))
+    thinned = tuple(sorted(filter(lineage.thins, thinnable)))
+    return ChannelGroups(tuple(groups.values()), tuple(pinned), lineage.front_end, thinned, thinnable)
 
 
 def _free_name(layer: str, taken: Mapping[str, ChannelGroup]) -> str:

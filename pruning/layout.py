@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import groupby
@@ -56,22 +56,24 @@ class Layout:
     cost: CostModel
 
 
-def layout_of(model: ModelSpec, image_shape: Shape | None = None) -> Layout:
+def layout_of(model: ModelSpec, image_shape: Shape | None = None, thinned: Sequence[str] = ()) -> Layout:
     """Build a network without weights and look at it; the global random state is as found.
 
     Args:
         model: which network.
         image_shape: of one image, (channels, height, width); the usual one of the network unless given.
+        thinned: see `find_groups`.
 
     Raises:
         PruningError: no such network, one that does not take such images, or one whose usual images nobody told.
+        UnknownNameError: a pattern of `thinned` that fits no grouped convolution.
     """
     shape = input_shape(model) if image_shape is None else image_shape
     check_image(f"model '{model.name}'", shape)
     with torch.random.fork_rng([]):
         built = build_model(model)
     example = torch.zeros(2, *shape)
-    groups = find_groups(built, example)
+    groups = find_groups(built, example, thinned=thinned)
     network = skeleton(built)
     return Layout(
         model=model,
@@ -94,9 +96,14 @@ def _places(network: nn.Module, groups: ChannelGroups, example: Tensor) -> dict[
 
     Groups that are in no block are a stage as far as they follow each other and their feature maps have one size.
     """
-    named = {name: split for name in groups if (split := split_name(name)) is not None}
+    named = places_by_name(groups)
     others = [group for name, group in groups.items() if name not in named]
-    return _in_blocks(named) | _in_order(others, _map_sizes(network, others, example))
+    return named | _in_order(others, _map_sizes(network, others, example))
+
+
+def places_by_name(names: Iterable[str]) -> dict[str, Place]:
+    """Return where layers stand among each other, as far as their names tell stage and block."""
+    return _in_blocks({name: split for name in names if (split := split_name(name)) is not None})
 
 
 def split_name(name: str) -> tuple[str, str, str] | None:

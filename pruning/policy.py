@@ -74,6 +74,8 @@ class CriterionSpec(Data):
 Head = Literal["dcp", "ccp"]
 Position = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(min_length=1)]
+Names = Annotated[tuple[Name, ...], AfterValidator(lambda names: tuple(sorted(set(names))))]
+"""Names whose order does not count."""
 
 
 class AuxiliaryPlacement(Data):
@@ -164,12 +166,15 @@ class Policy(Data):
         auxiliary: where auxiliary losses sit, in selection and fine-tuning; none where it is None.
         network: signature of the channel groups that the widths speak of (`ChannelGroups.signature`).
         widths: channels kept of each group; a group that is not named keeps all.
+        thinned: the grouped convolutions that the groups were found to thin (`ChannelGroups.thinned`), by name. A file
+            without any lacks the key.
     """
 
     format: Annotated[int, Field(json_schema_extra={"const": FORMAT})] = FORMAT
     model: ModelSpec
     network: str
     widths: dict[str, Width]
+    thinned: Names = ()
     criterion: CriterionSpec = CriterionSpec(name="l1")
     criteria: dict[str, CriterionSpec] = {}
     auxiliary: AuxiliaryPlacement | None = None
@@ -201,11 +206,9 @@ class Policy(Data):
                 raise PolicyError(f"criteria: expected groups of `widths`, got '{name}'{suggest(name, self.widths)}")
 
     @model_serializer(mode="wrap")
-    def _without_empty_criteria(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_empty_keys(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         content: dict[str, Any] = write(self)
-        if not content.get("criteria"):
-            content.pop("criteria", None)
-        return content
+        return {key: value for key, value in content.items() if value or key not in ("criteria", "thinned")}
 
     def criterion_of(self, group: str) -> CriterionSpec:
         """Return the criterion that ranks the channels of a group."""
@@ -242,8 +245,12 @@ class Policy(Data):
         """Refuse a network that the policy was not made for.
 
         Raises:
-            PolicyError: other groups, widths that do not fit, or a criterion of a group that has no width.
+            PolicyError: other groups, other thinned convolutions, widths that do not fit, or a criterion of a group
+                that has no width.
         """
+        if self.thinned != groups.thinned:
+            expected, got = (", ".join(names) or "none" for names in (self.thinned, groups.thinned))
+            raise PolicyError(f"policy.thinned: expected groups found with thinned {expected}, got {got}")
         groups.check_widths(self.widths)
         self._check_criteria()
         if self.network != groups.signature:

@@ -40,7 +40,7 @@ def prune(
         model: the network; train or eval mode and `requires_grad` are as found afterwards.
         policy: a policy, or widths by group name; a group that is not named keeps all channels.
         ranking: says which channels stay.
-        groups: `find_groups(model, example_input)`, where it is known already.
+        groups: `find_groups(model, example_input, thinned=policy.thinned)`, where it is known already.
         example_input: `[images, channels, height, width]`; needed for the check, or to find the groups.
         check: compare the result with the masked network on random input.
 
@@ -55,7 +55,8 @@ def prune(
         raise SurgeryError("prune: expected an `example_input` for the check, got none; or `check=False` and `groups`")
     if groups is None:
         assert example_input is not None
-        groups = find_groups(model, example_input)
+        thinned = policy.thinned if isinstance(policy, Policy) else ()
+        groups = find_groups(model, example_input, thinned=thinned)
     if isinstance(policy, Policy):
         policy.check(groups)
         widths: Mapping[str, int] = policy.widths

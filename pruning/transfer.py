@@ -10,7 +10,7 @@ from fractions import Fraction
 from pruning.allocation.ladder import Ladder
 from pruning.errors import OptionError, PolicyError
 from pruning.groups import ChannelGroups
-from pruning.layout import Layout
+from pruning.layout import Layout, places_by_name
 from pruning.placement import even_positions
 from pruning.policy import AuxiliaryPlacement, Policy
 
@@ -45,7 +45,8 @@ def transfer_policy(policy: Policy, source: Layout, target: Layout) -> Transferr
     A share is rounded to whole channels, half-way to fewer, at least the group's minimum. A group is ranked by the
     criterion of its nearest counterpart. Groups that the policy does not name keep all channels, and their
     counterparts are not named either. Auxiliary losses at blocks sit behind as great a part of the target's blocks;
-    those that are spread evenly stay so, and places by other names keep them. Recipe and seed are the policy's.
+    those that are spread evenly stay so, and places by other names keep them. Recipe and seed are the policy's. Which
+    convolutions are thinned the target says: see `thinned_counterparts`.
 
     Transferred to the network that it is of, a policy is what it was.
 
@@ -72,6 +73,7 @@ def transfer_policy(policy: Policy, source: Layout, target: Layout) -> Transferr
     moved = Policy(
         model=target.model,
         network=target.groups.signature,
+        thinned=target.groups.thinned,
         widths=_widths({name: _share(found, policy, source.groups) for name, found in cut.items()}, target.groups),
         criterion=policy.criterion,
         criteria=criteria,
@@ -80,6 +82,29 @@ def transfer_policy(policy: Policy, source: Layout, target: Layout) -> Transferr
         seed=policy.seed,
     )
     return Transferred(moved, sources, tuple(name for name in target.groups if name not in sources))
+
+
+def thinned_counterparts(policy: Policy, source: ChannelGroups, target: ChannelGroups) -> tuple[str, ...]:
+    """Return the grouped convolutions to thin in another network, so that it is cut as a policy cuts its own.
+
+    Each goes with the nearest of the same role in the same stage; where names tell no block, with that of its name.
+
+    Args:
+        policy: says what is thinned in its network.
+        source: groups of its network.
+        target: groups of the other network; what is thinned there does not matter.
+    """
+    before, now = (places_by_name((*groups, *groups.thinnable)) for groups in (source, target))
+
+    def counterpart(name: str) -> str | None:
+        if name not in now:
+            return name
+        stage, role, depth = now[name].stage, now[name].role, now[name].depth
+        alike = [other for other in source.thinnable if other in before]
+        alike = [other for other in alike if (before[other].stage, before[other].role) == (stage, role)]
+        return min(alike, key=lambda other: abs(before[other].depth - depth), default=None)
+
+    return tuple(name for name in target.thinnable if counterpart(name) in policy.thinned)
 
 
 def _sources(name: str, source: Layout, target: Layout) -> Shares:

@@ -104,6 +104,7 @@ def apply_policy(policy: Policy, experiment: Experiment, folder: Path, say: Say 
         update={
             "criterion": policy.every_criterion,
             "groups": tuple(policy.widths),
+            "thinned": policy.thinned,
             "allocation": (AllocationSpec(name="searched"),),  # the widths are known: no rule needs a ranking
             "auxiliary": AuxiliarySpace.fixed(policy.auxiliary),
             "widths": WidthSpace(),

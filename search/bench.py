@@ -95,7 +95,7 @@ def bench(
     network, shape = _subject(experiment, image, by_name, say)
     example = torch.zeros((1, *shape))
     count_cost(network, example)  # refuses images that the network does not take
-    groups = find_groups(network, example)
+    groups = find_groups(network, example, thinned=experiment.search.thinned)
     searched, cost = groups.only(searched_groups(experiment, groups)), CostModel(network, groups, example)
     size = "×".join(map(str, shape))
     say(f"{len(searched)} of {len(groups)} channel groups are cut, images of {size}")

@@ -59,7 +59,9 @@ class Cell:
     def key(self) -> str:
         """16 hex digits of everything that the result depends on."""
         aside = ("name", "storage", "cache_gib", "tracking", "resources")
-        left_out = dict.fromkeys(aside, True) | {"search": {"time_budget"}}
+        # Results from before `thinned` was a key are those of experiments without any.
+        unsaid = {"time_budget"} if self.experiment.search.thinned else {"time_budget", "thinned"}
+        left_out = dict.fromkeys(aside, True) | {"search": unsaid}
         asked = self.experiment.model_dump(mode="json", exclude=left_out)
         text = json.dumps([asked, self.test], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -93,6 +93,8 @@ class SearchSpace(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     groups: Annotated[tuple[str, ...], Field(min_length=1), ONE_OR_MORE] = ("inner",)
     """Names or shell patterns of groups; `inner`, `coupled`, `all`, and `paper` for what the papers prune."""
+    thinned: Annotated[tuple[str, ...], ONE_OR_MORE] = ()
+    """Names or shell patterns of grouped convolutions whose groups all lose channels; see `find_groups`."""
     widths: WidthSpace = WidthSpace()
     budget: Annotated[BudgetSpace, BeforeValidator(both_ends, json_schema_input_type=Share | BudgetSpace)] = (
         BudgetSpace()

@@ -108,6 +108,7 @@ def description_lines(description: Description) -> dict[str, str]:
         "parameters": written_cost(description.full.params, description.cut.params),
         "weights": f"{written_cost(before.weight_bytes, after.weight_bytes)} bytes",
         "peak": f"{written_cost(before.peak_activation_bytes, after.peak_activation_bytes)} bytes of activations",
+        **({"thinned": written_thinned(policy)} if policy.thinned else {}),
         "criterion": written_criteria(policy),
         "auxiliary": written_auxiliary(policy),
         "recipe": written_recipe(policy.recipe),
@@ -148,6 +149,11 @@ def written_criteria(policy: Policy) -> str:
     others = Counter(map(written_criterion, policy.criteria.values())).most_common()
     words = [f"{name} on {count} group{'s' if count > 1 else ''}" for name, count in others]
     return "; ".join([written_criterion(policy.criterion), *words])
+
+
+def written_thinned(policy: Policy) -> str:
+    """Return `layer3.0.conv2, layer3.1.conv2`, or `none`."""
+    return ", ".join(policy.thinned) or "none"
 
 
 def written_auxiliary(policy: Policy) -> str:

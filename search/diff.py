@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from pruning import Cost, CriterionSpec, Layout, Policy
-from search.describe import Table, cropped, shortened, written_auxiliary, written_criteria, written_criterion
+from search.describe import (
+    Table,
+    cropped,
+    shortened,
+    written_auxiliary,
+    written_criteria,
+    written_criterion,
+    written_thinned,
+)
 from search.units import percent
 
 NONE = "–"
@@ -97,6 +105,7 @@ def _parts(policy: Policy) -> dict[str, tuple[Any, str]]:
         "model": (model.name, model.name),
         "classes": (model.num_classes, str(model.num_classes)),
         **{f"model.options.{name}": (value, repr(value)) for name, value in model.options.items()},
+        "thinned": (policy.thinned, written_thinned(policy)),
         "criterion": ((policy.criterion, criteria), written_criteria(policy)),
         "auxiliary": (policy.auxiliary, written_auxiliary(policy)),
         **{f"recipe.{name}": (value, str(value)) for name, value in recipe.items()},

@@ -193,7 +193,7 @@ def _uncut(pruned: PrunedNetwork) -> nn.Module:
 def _rounded(pruned: PrunedNetwork) -> nn.Module | None:
     """Return a network as wide as the cut one rounded up, with random weights; None if its widths are round."""
     network = _uncut(pruned)
-    groups = find_groups(network, torch.zeros(2, *pruned.image_shape))
+    groups = find_groups(network, torch.zeros(2, *pruned.image_shape), thinned=pruned.policy.thinned)
     widths = at_least(groups.only(pruned.policy.widths), pruned.policy.widths, ROUND_TO)
     if widths == pruned.policy.widths:
         return None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pruning import ChannelGroup, Layout, ModelSpec, layout_of
+from pruning import ChannelGroup, ChannelGroups, Layout, ModelSpec, layout_of
 from search.config import load_experiment
 from search.describe import Table, cropped, shortened, written_cost, written_model
 from search.errors import SearchError
@@ -53,7 +53,13 @@ class PinnedRow:
     macs: float
 
 
-def network_of(text: str, num_classes: int | None, input_shape: str | None, settings: Sequence[str] = ()) -> Layout:
+def network_of(
+    text: str,
+    num_classes: int | None,
+    input_shape: str | None,
+    settings: Sequence[str] = (),
+    thinned: Sequence[str] = (),
+) -> Layout:
     """Lay out a network without weights.
 
     Args:
@@ -61,6 +67,7 @@ def network_of(text: str, num_classes: int | None, input_shape: str | None, sett
         num_classes: of a network by name; 10 unless given.
         input_shape: of one image, `3x128x128`; the experiment's or the usual one of the network unless given.
         settings: of an experiment.
+        thinned: shell patterns of grouped convolutions; see `find_groups`. An experiment has its own.
 
     Raises:
         SearchError, PruningError: no such network or experiment, or arguments that do not belong together.
@@ -70,11 +77,16 @@ def network_of(text: str, num_classes: int | None, input_shape: str | None, sett
         if settings:
             raise SearchError(f"--set {settings[0]}: expected an experiment that it changes, got none")
         model = model_like(ModelSpec(name=text), text, num_classes, "MODEL")
-        return layout_of(model, shape)
+        return layout_of(model, shape, thinned)
     if num_classes is not None:
         raise SearchError(f"--num-classes: expected a network by name with it, got the experiment {text}")
+    if thinned:
+        raise SearchError(f"--thinned: expected a network by name with it, got {text}: --set search.thinned=PATTERN")
     experiment = load_experiment(pulled(path_of(text)), settings)
-    return layout_for(experiment.model, experiment) if shape is None else layout_of(experiment.model, shape)
+    chosen = experiment.search.thinned
+    if shape is not None:
+        return layout_of(experiment.model, shape, chosen)
+    return layout_for(experiment.model, experiment, thinned=chosen)
 
 
 def _is_experiment(text: str) -> bool:
@@ -166,6 +178,15 @@ def groups_lines(network: Layout) -> dict[str, str]:
         "network": written_model(network.model),
         "groups": f"{len(groups)}, {coupled} coupled; they make {made} of the MACs",
         "pinned": f"{channels} channels, {fixed} of the MACs",
+        **_thinned_line(network.groups),
         "halved": f"MACs {written_cost(network.cost.full.macs, network.cost.cost(half).macs)}",
         "columns": "step: filters that go with a channel; least: channels that must stay; MACs: of what makes them",
     }
+
+
+def _thinned_line(groups: ChannelGroups) -> dict[str, str]:
+    """Return how many grouped convolutions are thinned, where there are any that can be."""
+    if not groups.thinnable:
+        return {}
+    count = f"{len(groups.thinned)} of {len(groups.thinnable)} grouped convolutions"
+    return {"thinned": f"{count}: each group loses channels; of the others whole groups go"}

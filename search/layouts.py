@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from pruning import Layout, ModelError, ModelSpec, Policy, PolicyError, check_trusted, layout_of, load_data
 from search.config import Experiment
 from search.errors import SearchError
 
 
-def layout_for(model: ModelSpec, experiment: Experiment | None = None, trusted: Collection[str] = ()) -> Layout:
+def layout_for(
+    model: ModelSpec,
+    experiment: Experiment | None = None,
+    trusted: Collection[str] = (),
+    thinned: Sequence[str] = (),
+) -> Layout:
     """Build a network without weights; it costs what it costs for an image of the experiment, or for a usual one.
 
     Args:
         model: which network, as a policy names it.
         experiment: its network is trusted.
         trusted: names of other networks whose code may run; see `load_pruned`.
+        thinned: see `find_groups`.
 
     Raises:
         SearchError: the size of the images is nowhere told.
@@ -23,9 +29,10 @@ def layout_for(model: ModelSpec, experiment: Experiment | None = None, trusted: 
     """
     check_trusted(model, names_trusted(trusted, experiment))
     if experiment is not None:
-        return layout_of(model, load_data(experiment.data.name, **experiment.data.options).image_shape)
+        shape = load_data(experiment.data.name, **experiment.data.options).image_shape
+        return layout_of(model, shape, thinned)
     try:
-        return layout_of(model)
+        return layout_of(model, thinned=thinned)
     except ModelError as error:
         raise SearchError(f"{error}; or name an experiment, whose images tell it") from None
 

@@ -115,7 +115,7 @@ def prepare_unranked(
         SearchError, PruningError: something in the experiment does not exist or does not fit.
     """
     untrained = build_subject(experiment, say)
-    groups = find_groups(untrained.network, untrained.example)
+    groups = find_groups(untrained.network, untrained.example, thinned=experiment.search.thinned)
     check(groups)
     searched = searched_groups(experiment, groups)
     blocks_for(experiment, untrained.network, untrained.example)

@@ -107,6 +107,7 @@ class Space:
         return Policy(
             model=asked.model,
             network=self._all.signature,
+            thinned=self._all.thinned,
             widths=meant if widths is None else dict(widths),
             criterion=next(iter(criteria.values())),
             criteria=criteria,
@@ -131,8 +132,13 @@ class Space:
 
     def policy_of(self, widths: Mapping[str, int], criterion: CriterionSpec) -> Policy:
         """Return a policy with these widths and this criterion, and nothing else."""
-        model, network = self._experiment.model, self._all.signature
-        return Policy(model=model, network=network, widths=dict(widths), criterion=criterion)
+        return Policy(
+            model=self._experiment.model,
+            network=self._all.signature,
+            thinned=self._all.thinned,
+            widths=dict(widths),
+            criterion=criterion,
+        )
 
     def rule_widths(self, allocation: AllocationSpec, share: float, criterion: CriterionSpec) -> dict[str, int]:
         """Return what a rule makes of a budget, given as part of the baseline's cost.

@@ -19,10 +19,11 @@ from pruning import (
     explain,
     layout_of,
     project,
+    thinned_counterparts,
     transfer_policy,
 )
 from search.config import Experiment
-from search.describe import Table, shortened, written_auxiliary
+from search.describe import Table, shortened, written_auxiliary, written_thinned
 from search.dialect import read_yaml
 from search.directions import scaled
 from search.errors import SearchError
@@ -83,7 +84,9 @@ def move_policy(
     macs: str | None = None,
     trusted: Collection[str] = (),
 ) -> Moved:
-    """Move a policy to another network; see `pruning.transfer_policy`.
+    """Move a policy to another network, where the convolutions are thinned whose counterparts it thins.
+
+    See `pruning.transfer_policy` and `pruning.thinned_counterparts`.
 
     Args:
         policy: what is moved.
@@ -97,6 +100,8 @@ def move_policy(
     """
     target = layout_for(model, experiment, trusted)
     source = _source(policy, experiment, trusted)
+    if thinned := thinned_counterparts(policy, source.groups, target.groups):
+        target = layout_for(model, experiment, trusted, thinned)
     transferred = transfer_policy(policy, source, target)
     if macs is not None:
         limit = Limits.parse(max_macs=macs).bounds["macs"]
@@ -110,9 +115,9 @@ def _source(policy: Policy, experiment: Experiment | None, trusted: Collection[s
     """Lay out the policy's own network: with the experiment's images where its usual ones are not told."""
     check_trusted(policy.model, names_trusted(trusted, experiment))
     try:
-        return layout_of(policy.model)
+        return layout_of(policy.model, thinned=policy.thinned)
     except ModelError:
-        return layout_for(policy.model, experiment, trusted)
+        return layout_for(policy.model, experiment, trusted, policy.thinned)
 
 
 def _onto(policy: Policy, layout: Layout, budget: int) -> dict[str, int]:
@@ -146,6 +151,8 @@ def transfer_lines(moved: Moved) -> dict[str, str]:
     lines = {"MACs": f"{policy.model.name} {percent(now)} of its own, {old.model.name} {percent(before)}"}
     if moved.transferred.unmatched:
         lines["whole"] = f"no counterpart, all channels kept: {', '.join(moved.transferred.unmatched)}"
+    if policy.thinned != old.thinned:
+        lines["thinned"] = f"{written_thinned(old)} → {written_thinned(policy)}"
     if policy.auxiliary != old.auxiliary:
         lines["auxiliary"] = f"{written_auxiliary(old)} → {written_auxiliary(policy)}"
     return lines

@@ -84,6 +84,15 @@ POLICIES = {
         ),
         "1db81c12163729ea",
     ),
+    "policy-thinned": (
+        Policy(
+            model=ModelSpec(name="resnext50_32x4d"),
+            network="a44abd08f809242a",
+            widths={"layer3.0.conv1": 9, "layer3.0.conv2": 7, "layer1.0.conv1": 30},
+            thinned=("layer3.0.conv2",),
+        ),
+        "778b76811f297484",
+    ),
 }
 
 

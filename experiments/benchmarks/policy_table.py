@@ -177,6 +177,7 @@ def measure(experiment: str, row: dict[str, Any]) -> dict[str, Any]:
     policy = Policy(
         model=inputs.model,
         network=inputs.groups.signature,
+        thinned=inputs.groups.thinned,
         widths=row["widths"],
         criterion={"name": row["criterion"]},
         recipe=Recipe.model_validate(inputs.experiment.recipe.model_dump() | {"epochs": row["epochs"]}),

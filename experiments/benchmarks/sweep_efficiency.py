@@ -249,6 +249,7 @@ def policy_of(bench: Bench, criterion: str, widths: dict[str, int]) -> Policy:
     return Policy(
         model=inputs.model,
         network=inputs.groups.signature,
+        thinned=inputs.groups.thinned,
         widths=widths,
         criterion={"name": criterion},
         recipe=inputs.experiment.recipe,

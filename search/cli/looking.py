@@ -153,6 +153,10 @@ def groups(
     input_shape: Annotated[
         str | None, typer.Option(help="One image: 3x128x128; default: the network's usual one, or the experiment's.")
     ] = None,
+    thinned: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Thin these grouped convolutions: 'layer3.*'; may be repeated."),
+    ] = None,
     full: Annotated[bool, typer.Option("--full", help="Every layer and all reasons, however long the lines.")] = False,
     settings: Settings = None,
 ) -> None:
@@ -162,7 +166,7 @@ def groups(
     """
     from search.groups import group_table, groups_lines, network_of, pinned_table
 
-    network = network_of(model, num_classes, input_shape, settings or ())
+    network = network_of(model, num_classes, input_shape, settings or (), thinned or ())
     for headers, rows in (group_table(network, full=full), pinned_table(network, full=full)):
         if rows:
             left = {0, *(index for index, header in enumerate(headers) if header in ("kind", "read by", "why"))}

@@ -37,7 +37,7 @@ def describe(policy: PolicyFile, experiment: Images = None, settings: Settings =
     found, asked = load_policy(policy), _asked(experiment, settings)
     if asked is not None:
         check_model(found, asked)
-    description = describe_policy(found, layout_for(found.model, asked, trust or ()))
+    description = describe_policy(found, layout_for(found.model, asked, trust or (), found.thinned))
     if description.cuts:
         say_table(*description_table(description))
         say("")
@@ -65,8 +65,9 @@ def diff(
     if one == other:
         say(f"{first} and {second} are equal: fingerprint {one.fingerprint}")
         return
-    layout = layout_for(one.model, asked, trust or ())
-    second_layout = layout if one.model == other.model else layout_for(other.model, asked, trust or ())
+    layout = layout_for(one.model, asked, trust or (), one.thinned)
+    alike = (one.model, one.thinned) == (other.model, other.thinned)
+    second_layout = layout if alike else layout_for(other.model, asked, trust or (), other.thinned)
     difference = diff_policies(one, layout, other, second_layout)
     if difference.is_empty:
         say(f"{first} and {second} do the same: they only name different groups that keep all channels")

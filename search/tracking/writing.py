@@ -235,6 +235,7 @@ def _asked(experiment: Experiment) -> dict[str, Any]:
         "concurrent": search.concurrent,
         "seed": search.seed,
         "groups": ", ".join(search.groups),
+        "thinned": ", ".join(search.thinned) or "none",
         "criterion": ", ".join(criterion.name for criterion in search.criterion),
         "allocation": ", ".join(map(str, search.allocation)),
         "auxiliary": str(search.auxiliary),

@@ -14,7 +14,7 @@ from pruning.cost import CostModel, count_cost, count_memory
 from pruning.errors import PolicyError, UnknownNameError
 from pruning.finding import find_groups
 from pruning.models import build_model
-from pruning.policy import ModelSpec
+from pruning.policy import ModelSpec, Policy
 from pruning.surgery import prune
 
 IMAGES = torch.randn(2, 3, 8, 8, dtype=torch.double, generator=torch.Generator().manual_seed(0))
@@ -123,6 +123,25 @@ def test_a_network_of_residual_blocks_chooses_by_layer() -> None:
     prune(network, half(groups), random_ranking(groups), groups=groups, example_input=images)
     assert count_cost(network, images) == foretold
     assert (network.layer2[0].conv2.groups, network.layer3[0].conv2.groups) == (16, 32)
+
+
+def test_a_policy_is_cut_as_it_says() -> None:
+    groups = find_groups(network_of(), IMAGES, thinned=["grouped"])
+    assert groups.thinnable == groups.thinned == ("grouped",)
+    policy = Policy(model=ModelSpec(name="n"), network=groups.signature, widths={"a": 2}, thinned=groups.thinned)
+    network = network_of()
+    kept = prune(network, policy, Keeping(a=(0, 2)), example_input=IMAGES)
+    assert kept == {"a": (0, 2)}
+    assert (network.a.out_channels, network.grouped.groups) == (8, 4)
+
+
+@pytest.mark.parametrize(("policy", "network"), [("grouped", ""), ("", "grouped")])
+def test_a_policy_of_another_choice_is_refused(policy: str, network: str) -> None:
+    one, other = (find_groups(network_of(), IMAGES, thinned=[name] if name else []) for name in (policy, network))
+    found = Policy(model=ModelSpec(name="n"), network=one.signature, widths={"a": 2}, thinned=one.thinned)
+    expected = f"policy.thinned: expected groups found with thinned {policy or 'none'}, got {network or 'none'}"
+    with pytest.raises(PolicyError, match=f"^{expected}$"):
+        prune(network_of(), found, Keeping(a=(0, 2)), groups=other, example_input=IMAGES)
 
 
 def test_widths_are_those_of_the_choice() -> None:

@@ -48,6 +48,7 @@ def drawn_policies(draw: st.DrawFn) -> Policy:
         network=draw(st.text(max_size=16)),
         widths=widths,
         criterion=draw(st.builds(CriterionSpec, name=st.text(max_size=8), options=options)),
+        thinned=draw(st.lists(st.text(min_size=1, max_size=3), max_size=3)),
         criteria={name: draw(st.builds(CriterionSpec, name=st.text(max_size=2))) for name in named},
         recipe=draw(
             st.builds(
@@ -97,6 +98,7 @@ def test_fingerprints_are_equal_where_policies_are(first: Policy, second: Policy
         {"widths": {"layer1.0.conv1": 3, "layer1.1.conv1": 5}},
         {"widths": {"layer1.0.conv1": 3}},
         {"model": ModelSpec(name="resnet20")},
+        {"thinned": ("layer1.0.conv2",)},
         {"criterion": CriterionSpec(name="taylor", options={"images": 513})},
         {"criteria": {"layer1.1.conv1": CriterionSpec(name="l1")}},
         {"recipe": Recipe(epochs=3, clip_norm=1.5)},
@@ -114,6 +116,19 @@ def test_the_order_of_widths_and_options_does_not_count() -> None:
     assert turned == POLICY
     assert turned.fingerprint == POLICY.fingerprint
     assert hash(turned) == hash(POLICY)
+
+
+def test_the_order_of_what_is_thinned_does_not_count() -> None:
+    one, other = (Policy.from_json(changed(thinned=names)) for names in (["b", "a", "b"], ["a", "b"]))
+    assert one.thinned == ("a", "b")
+    assert one == other
+    assert one.fingerprint == other.fingerprint
+
+
+def test_a_policy_that_thins_nothing_lacks_the_key() -> None:
+    assert "thinned" not in POLICY.to_json()
+    assert Policy.from_json(changed(thinned=[])) == POLICY
+    assert Policy.from_json(changed(thinned=[])).fingerprint == POLICY.fingerprint
 
 
 def test_the_fingerprint_is_the_same_on_every_machine() -> None:

@@ -47,7 +47,7 @@ def test_half_of_every_group_can_go(name: str, tmp_path: Path) -> None:
     model = randomise(build_model(spec)).eval()
     images = torch.randn(2, 3, pixels, pixels)
     groups = find_groups(model, images)
-    policy = Policy(model=spec, network=groups.signature, widths=half(groups))
+    policy = Policy(model=spec, network=groups.signature, widths=half(groups), thinned=groups.thinned)
     costs, ranking = CostModel(model, groups, images), random_ranking(groups)
     expected = {group: ranking.keep(group, keep) for group, keep in policy.widths.items()}
     with torch.no_grad():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pruning import AuxiliaryPlacement, CriterionSpec, ModelSpec, Policy, PolicyError, Recipe
 from pruning.errors import OptionError
 from pruning.layout import Layout, layout_of
-from pruning.transfer import transfer_policy
+from pruning.transfer import thinned_counterparts, transfer_policy
 
 EXAMPLES = settings(deadline=None, derandomize=True, max_examples=60)
 CRITERIA = [CriterionSpec(name="l1"), CriterionSpec(name="fpgm"), CriterionSpec(name="taylor", options={"a": 1})]
@@ -26,7 +26,8 @@ def laid_out(name: str, narrow: bool = False) -> Layout:
 
 
 def policy_for(layout: Layout, widths: dict[str, int], **more) -> Policy:
-    return Policy(model=layout.model, network=layout.groups.signature, widths=widths, **more)
+    chosen = {"network": layout.groups.signature, "thinned": layout.groups.thinned}
+    return Policy(model=layout.model, widths=widths, **chosen, **more)
 
 
 @st.composite
@@ -165,6 +166,43 @@ def test_convolutions_without_blocks_go_with_those_between_the_same_poolings():
     assert [moved.policy.widths[name] for name in third] == [64, 107, 171, 256]  # ¼, 5/12, ⅔, 1 of 256, rounded
     others = {name: width for name, width in moved.policy.widths.items() if name not in third}
     assert others == {name: target.groups[name].width // 2 for name in others}
+
+
+# ── what is thinned ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+STAGE = "trunk_output.block{0}.block{0}-{1}.f.b.0"
+"""The grouped convolution of a block of a RegNet."""
+
+
+@cache
+def regnet(size: str, *thinned: str) -> Layout:
+    return layout_of(ModelSpec(name=f"regnet_y_{size}"), (3, 64, 64), thinned)
+
+
+@pytest.mark.parametrize("thinned", [["trunk_output.block3.*"], [STAGE.format(3, 0), STAGE.format(4, 5)], ["*"]])
+def test_transferred_to_its_own_network_a_policy_thins_what_it_thinned(thinned):
+    source = regnet("400mf", *thinned)
+    policy = policy_for(source, {name: group.minimum for name, group in source.groups.items()})
+    assert thinned_counterparts(policy, source.groups, regnet("400mf").groups) == policy.thinned
+    assert transfer_policy(policy, source, source).policy == policy
+
+
+def test_convolutions_are_thinned_as_the_nearest_of_their_stage():
+    source = regnet("400mf", STAGE.format(3, 0), STAGE.format(3, 5), STAGE.format(4, 5))  # of blocks 1, 3, 6, 6
+    policy = policy_for(source, {"trunk_output.block3.block3-0.f.a.0": 4})
+    counterparts = thinned_counterparts(policy, source.groups, regnet("800mf").groups)
+    # Of 8 blocks in stage 3 the first and the last are as near to those of 6 as can be; stage 4 has two.
+    assert counterparts == tuple(STAGE.format(*place) for place in ((3, 0), (3, 7), (4, 1)))
+    target = regnet("800mf", *counterparts)
+    moved = transfer_policy(policy, source, target).policy
+    assert moved.thinned == tuple(sorted(counterparts))
+    moved.check(target.groups)
+
+
+def test_a_network_without_such_convolutions_thins_none():
+    source = regnet("400mf", "*")
+    assert thinned_counterparts(policy_for(source, {}), source.groups, laid_out("resnet20").groups) == ()
 
 
 def test_a_narrow_group_keeps_at_least_one_channel_and_half_a_channel_is_none():

@@ -92,6 +92,13 @@ def test_the_key_ignores_where_it_runs_and_nothing_else(file):
     plain = key()
     assert key(storage="elsewhere", cache_gib=1, resources={"threads": 2}, tracking={"enabled": False}) == plain
     assert len({plain, key(recipe={"epochs": 2}), key(weights="x.th"), key(data="digits")}) == 4
+    assert key(search={**BASE["search"], "thinned": []}) == plain
+    assert key(search={**BASE["search"], "thinned": ["first"]}) != plain
+
+
+def test_keys_are_those_that_results_were_kept_under(file):
+    (cell,) = load_cells(file({}))
+    assert cell.key == "6a1696da1f2d0296"
 
 
 @pytest.mark.parametrize(

@@ -122,10 +122,10 @@ class Bare(nn.Module):
 class Grouped(nn.Module):
     """A channel of `first` is 4 filters, and 2 behind it: a whole group of the convolution in the middle."""
 
-    def __init__(self, classes):
+    def __init__(self, classes, groups, width):
         super().__init__()
-        self.first, self.middle = nn.Conv2d(1, 64, 3, padding=1), nn.Conv2d(64, 32, 3, padding=1, groups=16)
-        self.last, self.classifier = nn.Conv2d(32, 40, 1), nn.Linear(40, classes)
+        self.first, self.middle = nn.Conv2d(1, 64, 3, padding=1), nn.Conv2d(64, width, 3, padding=1, groups=groups)
+        self.last, self.classifier = nn.Conv2d(width, 40, 1), nn.Linear(40, classes)
 
     def forward(self, images):
         return self.classifier(self.last(self.middle(self.first(images).relu()).relu()).relu().mean(dim=(2, 3)))
@@ -245,8 +245,8 @@ def bound(num_classes=10, home=0, sleeps=False):
     return Bound(num_classes, home, sleeps)
 
 
-def grouped(num_classes=10):
-    return Grouped(num_classes)
+def grouped(num_classes=10, groups=16, width=32):
+    return Grouped(num_classes, groups, width)
 
 
 def bare(num_classes=10):
@@ -316,7 +316,7 @@ def save_cut(folder, widths=None, model="tiny:network"):
     return folder
 
 
-TRUSTED = ("tiny:network", "tiny:blocks", "tiny:choosy")
+TRUSTED = ("tiny:network", "tiny:blocks", "tiny:choosy", "tiny:grouped")
 TRUST = [part for name in TRUSTED for part in ("--trust", name)]
 
 
