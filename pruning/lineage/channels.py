@@ -46,6 +46,7 @@ class Lineage:
         thinned: shell patterns of the grouped convolutions whose groups are thinned, not removed.
         thinnable: the grouped convolutions that can be.
         choices: place in the graph → which of several readings of its code to take, where not the first.
+        ambiguous: place in the graph that can be read in several ways → the channels that it is about.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Lineage:
     ) -> None:
         self.front_end, self.thinned, self.choices = front_end, tuple(thinned), choices or {}
         self.thinnable: list[str] = []
-        self._ambiguous: dict[str, Ids] = {}
+        self.ambiguous: dict[str, Ids] = {}
         self._count = 0
         self._parents: Ids = np.full(1024, FIXED, dtype=np.int64)
         self._pins: list[tuple[Ids, str]] = []
@@ -72,13 +73,17 @@ class Lineage:
     def choose(self, place: str, readings: Sequence[int], ids: Tensor) -> int:
         """Return one of several readings of the code for some channels: the first, unless another is chosen."""
         if len(set(readings)) > 1:
-            self._ambiguous[place] = np.unique(ids.numpy())
+            self.ambiguous[place] = np.unique(ids.numpy())
         return readings[self.choices.get(place, 0)]
 
     def misread(self) -> set[str]:
         """Return the places whose code could be read in another way, and whose channels are pinned."""
-        pinned = set(self.pinned()) if self._ambiguous else set()
-        return {place for place, ids in self._ambiguous.items() if not pinned.isdisjoint(self.find(ids).tolist())}
+        pinned = set(self.pinned()) if self.ambiguous else set()
+        return {place for place, ids in self.ambiguous.items() if not pinned.isdisjoint(self.find(ids).tolist())}
+
+    def count_pinned(self) -> int:
+        """Return how many ids are excluded from every cut."""
+        return int(np.isin(self.find(np.arange(self._count)), list(self.pinned())).sum())
 
     def fresh(self, count: int) -> Tensor:
         """Return `count` new ids, int64 `[count]`."""

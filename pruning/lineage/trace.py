@@ -184,14 +184,17 @@ def _followed(bare: nn.Module, example: Example, tracing: Tracing, thinned: Sequ
 
     found, choices = read({}), dict[str, int]()
     for reading in (1, 2):
-        misread = found[0].misread()
-        if not misread:
-            break
-        other = read(choices | dict.fromkeys(misread, reading))
-        better = misread - other[0].misread()
-        if better:
-            choices |= dict.fromkeys(better, reading)
-            found = other if better == misread else read(choices)
+        for together in (False, True):  # those that pin alone, then all, as heads of one attention are read alike
+            misread = found[0].misread()
+            if not misread:
+                return found
+            places = set(found[0].ambiguous) if together else misread
+            other, tried = read(choices | dict.fromkeys(places, reading)), places
+            if not together and other[0].misread():
+                tried = misread - other[0].misread()
+                other = read(choices | dict.fromkeys(tried, reading))
+            if other[0].count_pinned() < found[0].count_pinned():
+                found, choices = other, choices | dict.fromkeys(tried, reading)
     return found
 
 

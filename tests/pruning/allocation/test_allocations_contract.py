@@ -55,16 +55,17 @@ class Grouped(nn.Module):
 
 @pytest.fixture(scope="module")
 def problem():
-    return problem_of(Network())
+    return problem_of(Network)
 
 
 @pytest.fixture(scope="module")
 def grouped():
-    return problem_of(Grouped())
+    return problem_of(Grouped)
 
 
-def problem_of(model):
+def problem_of(kind):
     torch.manual_seed(0)
+    model = kind()
     groups = find_groups(model, IMAGE)
     other = CRITERIA.build("l1").rank(model, groups)
     rankings = {
