@@ -176,6 +176,7 @@ def groups_lines(network: Layout) -> dict[str, str]:
     half = {row.name: max(row.minimum, (row.width + 1) // 2) for row in groups}
     return {
         "network": written_model(network.model),
+        "traced": f"by {network.groups.front_end}",
         "groups": f"{len(groups)}, {coupled} coupled; they make {made} of the MACs",
         "pinned": f"{channels} channels, {fixed} of the MACs",
         **_thinned_line(network.groups),

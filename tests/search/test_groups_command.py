@@ -5,7 +5,7 @@ import tiny
 import torch
 
 from pruning import ModelSpec, build_model, count_cost, layout_of
-from search.groups import group_rows, network_of, pinned_rows
+from search.groups import group_rows, groups_lines, network_of, pinned_rows
 
 
 def test_shares_of_the_macs_are_those_of_the_layers_that_make_the_channels():
@@ -89,3 +89,7 @@ def test_a_mistake_is_one_line(refused, arguments, message):
 
 def test_an_experiment_says_itself_how_many_classes(refused, file):
     assert "--num-classes: expected a network by name with it" in refused("groups", file(), "--num-classes", "7")
+
+
+def test_what_traced_the_network_is_said() -> None:
+    assert groups_lines(layout_of(ModelSpec(name="resnet20")))["traced"] == "by torch.fx"
