@@ -55,6 +55,7 @@ class ChannelGroup:
         carried: biases, normalisation parameters, depthwise and grouped filters: one entry a channel.
         readers: the input axis of the weights that read the channels.
         minimum: the smallest width that a cut may leave.
+        mixed: operations that make something of all channels, such as their mean; `%` and the node's name.
     """
 
     name: str
@@ -64,6 +65,7 @@ class ChannelGroup:
     carried: tuple[Slice, ...]
     readers: tuple[Slice, ...]
     minimum: int = 1
+    mixed: tuple[Slice, ...] = ()
 
     @property
     def slices(self) -> tuple[Slice, ...]:
@@ -215,14 +217,14 @@ def fold(lineage: Lineage) -> ChannelGroups:
     pinned: list[Pinned] = []
     for channels in axes.alike(list(reasons)):
         parts = axes.parts(channels)
-        makers, carried, readers = (tuple(parts[role]) for role in Role)
+        makers, carried, readers, mixed = (tuple(parts[role]) for role in Role)
         if not makers:
             continue
         reason = reasons.get(int(channels[0]))
         if reason is None and len(channels) > 1 and readers:
             name = _free_name(layer_of(makers[0].tensor), groups)
             ties = bool(np.isin(channels, coupled).any())
-            groups[name] = ChannelGroup(name, len(channels), ties, makers, carried, readers)
+            groups[name] = ChannelGroup(name, len(channels), ties, makers, carried, readers, mixed=mixed)
             continue
         why = reason or ("nothing reads them" if not readers else ALL_AT_ONCE)
         pinned.append(Pinned(layer_of(makers[0].tensor), len(channels), why, (*makers, *carried)))

@@ -20,6 +20,7 @@ from pruning.inputs import Example, as_arguments, noise_like, run_on, shapes, wi
 from pruning.lineage import skeleton
 from pruning.lineage.computed import is_computed, layer_of
 from pruning.lineage.trial import Reading, normalised_axis, reading
+from pruning.mixing import over_kept
 from pruning.modes import in_mode
 
 Places = dict[tuple[str, int], list[int]]
@@ -31,9 +32,9 @@ def masked_outputs(
 ) -> list[Tensor]:
     """Return the outputs of the uncut network in which no layer reads a removed channel.
 
-    Masking at the readers is exact whatever lies between maker and reader. Two kinds of layers read channels otherwise:
-    one that normalises over channels does so over the kept ones only, and a convolution that standardises its filters
-    does so over what is left of them.
+    Masking at the readers is exact whatever lies between maker and reader. What sees channels otherwise sees the kept
+    ones alone: layers that normalise over channels, convolutions that standardise their filters, and operations over
+    all channels, such as a mean.
 
     Raises:
         SurgeryError: the network does not run on such an input.
@@ -58,10 +59,12 @@ def masked_outputs(
         for (name, axis), positions in places.items()
     ]
     try:
+        network = over_kept(model, groups, kept, example_input)
+        own = dict(network.named_parameters()) | dict(network.named_buffers())
+        masked = {name: tensor for name, tensor in masked.items() if name in own}  # some layers run in training only
+        arguments = as_arguments(noise_like(example_input, model))
         with in_mode(model, training=False), torch.no_grad():
-            return _tensors(
-                functional_call(model, masked, *as_arguments(noise_like(example_input, model)), tie_weights=False)
-            )
+            return _tensors(functional_call(network, masked, *arguments, tie_weights=False))
     except Exception as error:
         raise SurgeryError(f"{type(model).__name__} does not run on {shapes(example_input)}: {error}") from error
     finally:

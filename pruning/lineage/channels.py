@@ -19,11 +19,12 @@ Ids = npt.NDArray[np.int64]
 
 
 class Role(Enum):
-    """What a tensor's axis does with the channels that sit on it."""
+    """What a tensor's axis does with the channels that sit on it; of what is mixed, the input of an operation."""
 
     MAKER = "maker"
     CARRIED = "carried"
     READER = "reader"
+    MIXED = "mixed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +171,14 @@ class Lineage:
         """Return the ids on an axis that was visited before."""
         known = self._notes.get((tensor, axis))
         return None if known is None else torch.from_numpy(known.ids)
+
+    def mix(self, place: str, axis: int, ids: Tensor) -> None:
+        """Record that an operation makes something of all channels along an axis of its first input, such as a mean."""
+        self.note(f"%{place}", axis, Role.MIXED, ids)
+
+    def forget_mixed(self) -> None:
+        """Forget the operations of one graph before another is followed, in which others have their names."""
+        self._notes = {key: note for key, note in self._notes.items() if note.role is not Role.MIXED}
 
     def notes(self) -> Iterator[Note]:
         """Yield every noted axis with the representatives of its ids."""

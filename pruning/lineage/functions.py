@@ -184,25 +184,46 @@ def _refused(call: Call, value: Any) -> Ids:
 
 
 def _reduction(call: Call, value: Any) -> Ids:
-    """Mean, sum, maximum … over axes along which no channels lie."""
+    """Mean, sum, maximum …: over axes along which no channels lie, or over all channels."""
     first = 2 if call.name == "norm" else 1
     dims = call.argument(call.literal, first, "dim")
     keepdim = bool(call.argument(call.literal, first + 1, "keepdim", False))
     reduced = [dims] if isinstance(dims, int) else dims
-    if not isinstance(value, Tensor) or not isinstance(reduced, Sequence) or not reduced:
+    if not isinstance(reduced, Sequence) or not reduced:
         return unknown(call, value)
     axes = sorted({dim % call.input.dim() for dim in reduced}, reverse=True)
-    if any(varies(call.input, dim) for dim in axes):
-        return unknown(call, value)
+    lying = [dim for dim in axes if varies(call.input, dim)]
+    if lying:
+        return like(value) if len(lying) == 1 and _mixed(call, lying[0]) else unknown(call, value)
     ids = call.input
     for dim in axes:
         ids = ids.narrow(dim, 0, 1) if keepdim else ids.select(dim, 0)
-    return ids
+    return ids if isinstance(value, Tensor) else [ids] * len(value)
+
+
+def _mixed(call: Call, dim: int) -> bool:
+    """Note that an operation makes something of all channels along an axis: after a cut, of those that are left."""
+    if call.burned or any(other != dim for other in varying(call.input)):
+        return False
+    call.lineage.mix(call.place, dim, call.vector(call.input, dim))
+    return True
 
 
 def _softmax(call: Call, value: Tensor) -> Ids:
     dim = call.argument(call.literal, 1, "dim")
-    return unknown(call, value) if not isinstance(dim, int) or varies(call.input, dim) else call.input
+    return _over_channels(call, value, dim)
+
+
+def _normalize(call: Call, value: Tensor) -> Ids:
+    return _over_channels(call, value, call.argument(call.literal, 2, "dim", 1))
+
+
+def _over_channels(call: Call, value: Tensor, dim: Any) -> Ids:
+    """Softmax and the like, along any axis; what comes out lies as what went in."""
+    if not isinstance(dim, int):
+        return unknown(call, value)
+    dim %= call.input.dim()
+    return call.input if not varies(call.input, dim) or _mixed(call, dim) else unknown(call, value)
 
 
 def _concatenation(call: Call, value: Tensor) -> Ids:
@@ -532,7 +553,7 @@ _RESIZED = (
     "adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d lp_pool1d lp_pool2d lp_pool3d "
     "interpolate upsample upsample_nearest2d upsample_bilinear2d upsample_bicubic2d"
 )
-_REDUCED = "mean sum amax amin norm std var prod logsumexp"
+_REDUCED = "mean sum amax amin max min norm std var prod logsumexp"
 _MOVED = "transpose permute movedim swapaxes swapdims unsqueeze squeeze expand_as flip t"
 
 WEIGHTED: dict[str, Callable[[Call, Any], Ids]] = {
@@ -554,6 +575,7 @@ FUNCTION_RULES: dict[str, Callable[[Call, Any], Ids]] = {
     **dict.fromkeys(_MOVED.split(), _moved),
     "softmax": _softmax,
     "log_softmax": _softmax,
+    "normalize": _normalize,
     "cat": _concatenation,
     "concat": _concatenation,
     "stack": _stack,

@@ -128,13 +128,16 @@ def follow(
     return _by_first(model, example, front_ends, partial(_followed, thinned=tuple(thinned)))
 
 
-def eval_graph(model: nn.Module, example_input: Example, front_ends: Sequence[FrontEnd] = FRONT_ENDS) -> EvalGraph:
-    """Trace a network in eval mode, for one image, without following channels; it is left as found.
+def eval_graph(
+    model: nn.Module, example_input: Example, front_ends: Sequence[FrontEnd] = FRONT_ENDS, images: int = 1
+) -> EvalGraph:
+    """Trace a network in eval mode without following channels; it is left as found.
 
     Args:
         model: the network.
         example_input: `[images, channels, height, width]`, or several inputs; only shapes and types matter.
         front_ends: what may trace it; the first that does is used.
+        images: how many it is traced for.
 
     Raises:
         GraphError: it cannot be traced.
@@ -144,7 +147,7 @@ def eval_graph(model: nn.Module, example_input: Example, front_ends: Sequence[Fr
         bare.eval()
         return EvalGraph(bare, tracing.graph(example))
 
-    return _by_first(model, without_values(example_input, images=1), front_ends, graph)
+    return _by_first(model, without_values(example_input, images), front_ends, graph)
 
 
 Done = TypeVar("Done")
@@ -208,6 +211,7 @@ def _follow_both(
     if _same(in_training, in_evaluation):
         ids = {twin: ids[node] for node, twin in zip(in_training.nodes, in_evaluation.nodes, strict=True)}
     else:
+        lineage.forget_mixed()
         ids = _run(in_evaluation, bare, example, lineage)
     return EvalGraph(bare, in_evaluation, ids)
 

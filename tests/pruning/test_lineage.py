@@ -318,16 +318,6 @@ def pooled_along_channels(net: Body, x: Tensor) -> Tensor:
     return net.b(rows.transpose(1, 2).reshape(x.shape[0], -1, 8, 8))
 
 
-@pinned(b=8)
-def softmax_over_channels(net: Body, x: Tensor) -> Tensor:
-    return net.b(F.softmax(x, dim=1))
-
-
-@pinned(b=8)
-def mean_over_channels(net: Body, x: Tensor) -> Tensor:
-    return net.b(x - x.mean(1, keepdim=True))
-
-
 @followed(lambda: {"w": nn.ParameterDict({"weight": torch.randn(8, 8, 3, 3)})}, a=8, w=8, b=8)
 def functional_convolution(net: Body, x: Tensor) -> Tensor:
     return net.b(F.conv2d(x, net.w["weight"], padding=1))
