@@ -19,8 +19,8 @@ from pruning.groups import ChannelGroups
 from pruning.inputs import Example, as_arguments, noise_like, run_on, shapes, without_values
 from pruning.lineage import skeleton
 from pruning.lineage.computed import is_computed, layer_of
+from pruning.lineage.mixing import over_kept
 from pruning.lineage.trial import Reading, normalised_axis, reading
-from pruning.mixing import over_kept
 from pruning.modes import in_mode
 
 Places = dict[tuple[str, int], list[int]]
@@ -59,7 +59,7 @@ def masked_outputs(
         for (name, axis), positions in places.items()
     ]
     try:
-        network = over_kept(model, groups, kept, example_input)
+        network = over_kept(model, _mixed_positions(groups, kept), example_input)
         own = dict(network.named_parameters()) | dict(network.named_buffers())
         masked = {name: tensor for name, tensor in masked.items() if name in own}  # some layers run in training only
         arguments = as_arguments(noise_like(example_input, model))
@@ -87,6 +87,17 @@ def _read_positions(
                 lost = [position for channel in gone for position in part.positions[channel]]
                 places.setdefault((part.tensor, part.axis), []).extend(lost)
     return readers, norms
+
+
+def _mixed_positions(groups: ChannelGroups, kept: Mapping[str, Sequence[int]]) -> dict[str, dict[int, list[int]]]:
+    """Return where operations over all channels see removed ones."""
+    removed: dict[str, dict[int, list[int]]] = {}
+    for name, indices in kept.items():
+        gone = set(range(groups[name].width)).difference(indices)
+        for part in groups[name].mixed:
+            positions = removed.setdefault(part.tensor.removeprefix("%"), {}).setdefault(part.axis, [])
+            positions += [position for channel in gone for position in part.positions[channel]]
+    return removed
 
 
 def _mixes(layer: nn.Module) -> bool:

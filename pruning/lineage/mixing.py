@@ -8,27 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from pruning.groups import ChannelGroups
 from pruning.inputs import Example
-from pruning.lineage import eval_graph
-from pruning.lineage.trace import name_of
+from pruning.lineage.trace import eval_graph, name_of
 
 KEEPS_CHANNELS = frozenset({"softmax", "log_softmax", "normalize"})
 """Operations whose result has the channels of their input."""
 
 
-def over_kept(
-    model: nn.Module, groups: ChannelGroups, kept: Mapping[str, Sequence[int]], example_input: Example
-) -> nn.Module:
+Removed = Mapping[str, Mapping[int, Sequence[int]]]
+"""Node of the eval graph → axis of its first input → positions that go."""
+
+
+def over_kept(model: nn.Module, removed: Removed, example_input: Example) -> nn.Module:
     """Return a network with the layers of `model` in which operations over channels see those that are kept.
 
     Args:
-        model: the network; returned itself where it has no such operation.
-        groups: its channel groups.
-        kept: indices that stay, by group name.
+        model: the network; returned itself where there is no such operation.
+        removed: what those operations are not to see.
         example_input: what the network takes.
     """
-    removed = _removed(groups, kept)
     if not removed:
         return model
     traced = eval_graph(model, example_input, images=2)
@@ -65,17 +63,6 @@ def _see_kept(graph: fx.Graph, node: fx.Node, axis: int, removed: Sequence[int])
         with graph.inserting_after(node):
             back = graph.call_function(put_back, (node, whole, axis, list(removed)))
         node.replace_all_uses_with(back, delete_user_cb=lambda user: user is not back)
-
-
-def _removed(groups: ChannelGroups, kept: Mapping[str, Sequence[int]]) -> dict[str, dict[int, list[int]]]:
-    """Return node → axis → positions that go."""
-    removed: dict[str, dict[int, list[int]]] = {}
-    for name, indices in kept.items():
-        gone = set(range(groups[name].width)).difference(indices)
-        for part in groups[name].mixed:
-            positions = removed.setdefault(part.tensor.removeprefix("%"), {}).setdefault(part.axis, [])
-            positions += [position for channel in gone for position in part.positions[channel]]
-    return removed
 
 
 def _attribute(model: nn.Module, bare: nn.Module, name: str) -> Any:
