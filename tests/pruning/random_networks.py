@@ -374,7 +374,9 @@ def padded_channels(draw: Draw, sketch: Sketch, x: int) -> int:
 
 @kind(lambda shape: shape[1] > 2)
 def unfollowed(draw: Draw, sketch: Sketch, x: int) -> int:
-    return sketch.add(ops.Unfollowed(draw(st.sampled_from(["roll", "softmax", "cumsum", "index", "mean"]))), x)
+    if draw(st.booleans()):
+        return sketch.add(ops.OverChannels(draw(st.sampled_from(["softmax", "normalize", "mean", "maximum"]))), x)
+    return sketch.add(ops.Unfollowed(draw(st.sampled_from(["roll", "cumsum", "index"]))), x)
 
 
 @kind(planar=True)

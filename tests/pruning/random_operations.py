@@ -328,18 +328,37 @@ class Unfollowed(Operation):
         (x,) = inputs
         results = {
             "roll": lambda: x.roll(1, dims=1),
-            "softmax": lambda: x.softmax(1),
             "cumsum": lambda: x.cumsum(1),
             "index": lambda: x[:, [1, 0]],
-            "mean": lambda: x * x.mean(1, keepdim=True),
         }
         return results[self.name]()
 
     def labels(self, labels: Labels, name: str, *given: list[int]) -> list[list[int]]:
-        if self.name == "mean":
-            labels.pin(given[0])
-            return [given[0]]
         return [labels.refuse(given[0], 2 if self.name == "index" else len(given[0]))]
+
+
+@dataclass(frozen=True)
+class OverChannels(Operation):
+    """What makes something of all channels: of those that stay, after a cut."""
+
+    name: str = "mean"
+
+    def run(self, step: Any, *inputs: Tensor) -> Tensor:
+        (x,) = inputs
+        results = {
+            "softmax": lambda: x.softmax(1) * 4,
+            "normalize": lambda: F.normalize(x, dim=1),
+            "mean": lambda: x * x.mean(1, keepdim=True),
+            "maximum": lambda: x - x.max(1, keepdim=True)[0],
+        }
+        return results[self.name]()
+
+    def labels(self, labels: Labels, name: str, *given: list[int]) -> list[list[int]]:
+        labels.carry(f"{name}.all", given[0])
+        return [given[0]]
+
+    def of_kept(self, step: Any, x: Tensor, keep: Tensor) -> Tensor:
+        return self.run(step, x[:, keep])
 
 
 @dataclass(frozen=True)
