@@ -35,7 +35,7 @@ def over_kept(model: nn.Module, removed: Removed, example_input: Example) -> nn.
     for node in list(traced.graph.nodes):
         for axis, positions in removed.get(node.name, {}).items():
             _see_kept(traced.graph, node, axis, positions)
-    return fx.GraphModule(attributes, traced.graph).eval()
+    return fx.GraphModule(attributes, traced.graph)  # its layers are the network's: their modes are the caller's
 
 
 def kept_only(x: Tensor, axis: int, removed: Sequence[int]) -> Tensor:

@@ -139,3 +139,11 @@ def test_running_sums_over_channels_are_pinned() -> None:
     groups = find_groups(network_of(lambda _, x: x.cumsum(1)), IMAGES)
     assert set(groups.widths) == {"b"}
     assert "'cumsum' cannot be followed" in {pin.layer: pin.reason for pin in groups.pinned}["a"]
+
+
+def test_every_layer_stays_in_its_mode() -> None:
+    network = network_of(spatial_attention).train()
+    network.b.eval()
+    modes = [module.training for module in network.modules()]
+    masked_outputs(network, find_groups(network, IMAGES), {"a": (0, 1, 2)}, IMAGES)
+    assert [module.training for module in network.modules()] == modes
