@@ -5,7 +5,8 @@ run through the same graph as the activations. Operations that move data move th
 rule pins them, with the reason. See `channels.py` for the ids, `modules.py` and
 `functions.py` for the operations, `attributes.py` for numbers that code takes from modules, `trial.py` for layers of
 somebody else's, `trace.py` for the graph and `exported.py` for another one; `segment.py` runs a part of it,
-`results.py` tells what it holds in memory.
+`results.py` tells what it holds in memory, `mixing.py` has operations over channels see the kept ones. `computed.py`
+knows of weights that are computed, `shapes.py` of layers that need no run.
 """
 
 from pruning.lineage.channels import FIXED, Lineage, Note, Role
