@@ -189,7 +189,7 @@ def _reduction(call: Call, value: Any) -> Ids:
     dims = call.argument(call.literal, first, "dim")
     keepdim = bool(call.argument(call.literal, first + 1, "keepdim", False))
     reduced = [dims] if isinstance(dims, int) else dims
-    if not isinstance(reduced, Sequence) or not reduced:
+    if isinstance(dims, bool) or not isinstance(reduced, Sequence) or not reduced:  # `x.var(False)` is of all
         return unknown(call, value)
     axes = sorted({dim % call.input.dim() for dim in reduced}, reverse=True)
     lying = [dim for dim in axes if varies(call.input, dim)]

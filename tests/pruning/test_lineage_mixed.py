@@ -147,3 +147,8 @@ def test_every_layer_stays_in_its_mode() -> None:
     modes = [module.training for module in network.modules()]
     masked_outputs(network, find_groups(network, IMAGES), {"a": (0, 1, 2)}, IMAGES)
     assert [module.training for module in network.modules()] == modes
+
+
+def test_a_variance_of_everything_is_pinned() -> None:
+    groups = find_groups(network_of(lambda _, x: x * x.var(False)), IMAGES)
+    assert set(groups.widths) == {"b"}
