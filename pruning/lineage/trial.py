@@ -27,15 +27,18 @@ class Reading(Enum):
 
 _TRUSTED = ("torch", "torchvision", "pruning")
 _axes: dict[type[nn.Module], int | None] = {}
-_found: dict[tuple[type[nn.Module], bool], Reading] = {}
+_found: dict[tuple[Any, ...], Reading] = {}
 
 
 def reading(layer: nn.Module) -> Reading:
-    """Return how a convolution or a linear layer reads; a class of somebody's is tried once, with random numbers."""
+    """Return how a convolution or a linear layer reads; one of somebody's is tried, with random numbers.
+
+    Layers of one class, with the same switches, are tried once.
+    """
     if runs_as_its_base(layer):
         return Reading.AS_MASKED
-    kind = type(layer)
-    key = (kind, getattr(layer, "groups", 1) > 1)
+    switches = frozenset((name, value) for name, value in vars(layer).items() if isinstance(value, bool | str))
+    key = (type(layer), switches, getattr(layer, "groups", 1) > 1, _reads(layer) > 1, _makes(layer) > 1)
     if key not in _found:
         try:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -108,10 +111,12 @@ def _tried_here(layer: Any, images: Tensor, made: int) -> Reading:
             whole.narrow(axis, gone_out, made - gone_out),
         )
         return Reading.AS_MASKED if same else Reading.UNKNOWN
-    if not _alike(_cut(layer, makes=1)(images), whole.narrow(axis, 1, made - 1)):
+    if made > 1 and not _alike(_cut(layer, makes=1)(images), whole.narrow(axis, 1, made - 1)):
         return Reading.UNKNOWN
+    if images.shape[axis] == 1:  # its only channel never goes
+        return Reading.AS_MASKED
     masked = copy.deepcopy(layer)
-    masked.weight.select(_reads(layer), 0).zero_()
+    masked.weight.select(_reading_axis(layer), 0).zero_()
     less = images.narrow(axis, 1, images.shape[axis] - 1)
     read = _cut(layer, reads=1)(less)
     if _alike(read, masked(images)):
@@ -130,8 +135,8 @@ def _cut(layer: Any, reads: int = 0, makes: int = 0) -> Any:
         if name == "weight":
             in_groups = getattr(layer, "groups", 1) > 1
             if reads and not in_groups:
-                value = value.narrow(_reads(layer), reads, value.shape[_reads(layer)] - reads)
-            axis = 0 if in_groups else 1 - _reads(layer)
+                value = value.narrow(_reading_axis(layer), reads, value.shape[_reading_axis(layer)] - reads)
+            axis = 0 if in_groups else 1 - _reading_axis(layer)
             gone = (reads if isinstance(layer, _ConvTransposeNd) else makes) if in_groups else makes
             value = value.narrow(axis, gone, value.shape[axis] - gone)
         elif parameter.shape[:1] == (made,):
@@ -146,8 +151,12 @@ def _cut(layer: Any, reads: int = 0, makes: int = 0) -> Any:
     return smaller
 
 
-def _reads(layer: Any) -> int:
+def _reading_axis(layer: Any) -> int:
     return 0 if isinstance(layer, _ConvTransposeNd) else 1
+
+
+def _reads(layer: Any) -> int:
+    return int(layer.in_channels if isinstance(layer, _ConvNd) else layer.in_features)
 
 
 def _makes(layer: Any) -> int:

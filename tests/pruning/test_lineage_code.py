@@ -283,6 +283,50 @@ def subclass_that_reads_as_its_base(net: Body, x: Tensor) -> Tensor:
     return net.b(net.c(x))
 
 
+class Narrow(SamePadding):
+    """Tried by itself: what is known of a class is kept."""
+
+
+ALONE = "they can only be removed all at once"
+
+
+@followed(
+    lambda: {"one": convolution(8, 1), "c": Narrow(1, 6, 3), "b": Narrow(6, 8, 3)},
+    {"one": ALONE},
+    a=8,
+    c=6,
+    b=8,
+)
+def subclass_that_reads_one_channel(net: Body, x: Tensor) -> Tensor:
+    return net.b(net.c(net.one(x)))
+
+
+@followed(lambda: {"c": Narrow(8, 1, 3), "b": Narrow(1, 8, 3)}, {"c": ALONE}, a=8, b=8)
+def subclass_that_makes_one_channel(net: Body, x: Tensor) -> Tensor:
+    return net.b(net.c(x))
+
+
+class MixesOnRequest(nn.Conv2d):
+    """One class, two behaviours."""
+
+    def __init__(self, *args: Any, mixes: bool) -> None:
+        super().__init__(*args)
+        self.mixes = mixes
+
+    def forward(self, x: Tensor) -> Tensor:
+        filters = self.weight + 0.1 * self.weight.roll(1, 0) if self.mixes else self.weight
+        return F.conv2d(x, filters, self.bias, padding=1)
+
+
+@followed(
+    lambda: {"c": MixesOnRequest(8, 8, 3, mixes=False), "b": MixesOnRequest(8, 8, 3, mixes=True)},
+    {"c": "cannot be followed", "b": "cannot be followed"},
+    a=8,
+)
+def subclass_that_mixes_filters_on_request(net: Body, x: Tensor) -> Tensor:
+    return net.b(net.c(x))
+
+
 class MixesFilters(nn.Conv2d):
     """Every filter has a part of the next one."""
 
