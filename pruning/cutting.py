@@ -162,7 +162,9 @@ def _tell_sizes(module: nn.Module, *, thinned: bool) -> None:
     elif isinstance(module, (_BatchNorm, _InstanceNorm)):
         sized = module.weight if module.weight is not None else module.running_mean
         module.num_features = module.num_features if sized is None else len(sized)
-    elif isinstance(module, nn.LayerNorm):
+    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)) and module.weight is None:
+        pass  # numbers are all that it has
+    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         module.normalized_shape = tuple(module.weight.shape)
     elif isinstance(module, nn.GroupNorm):
         if module.num_groups > 1:  # whole ones went

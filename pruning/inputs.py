@@ -43,6 +43,15 @@ def noise_like(example: Example, model: nn.Module, images: int = 2) -> Example:
     return _each(example, noise)
 
 
+def nudged(example: Example) -> Example:
+    """Return inputs of several images that differ in the last places only."""
+
+    def moved(x: Tensor) -> Tensor:
+        return x + 8 * torch.finfo(x.dtype).eps * x.flip(0) if x.dim() and x.is_floating_point() else x
+
+    return _each(example, moved)
+
+
 def shapes(example: Example) -> str:
     """Return the shapes of inputs, for a message."""
     args, kwargs = as_arguments(example)

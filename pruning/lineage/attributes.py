@@ -153,18 +153,21 @@ def attributes_in(tree: Any) -> Iterator[Attribute]:
             yield from attributes_in(branch)
 
 
+def entry_of(leaf: str) -> tuple[str, int | None]:
+    """Return name and entry of an attribute: of `splits[1]` the list and 1, of `width` itself and None."""
+    entry = _ENTRY.fullmatch(leaf)
+    return (entry[1], int(entry[2])) if entry else (leaf, None)
+
+
 def attribute_of(owner: nn.Module, leaf: str) -> Any:
     """Return an attribute, or an entry of one: `width`, `splits[1]`."""
-    entry = _ENTRY.fullmatch(leaf)
-    return getattr(owner, entry[1])[int(entry[2])] if entry else getattr(owner, leaf)
+    name, entry = entry_of(leaf)
+    return getattr(owner, name) if entry is None else getattr(owner, name)[entry]
 
 
 def lower(owner: nn.Module, leaf: str, by: int) -> None:
     """Lower an integer attribute, or an entry of a list or tuple, which is replaced: others may hold it, too."""
-    entry = _ENTRY.fullmatch(leaf)
-    if entry is None:
-        setattr(owner, leaf, getattr(owner, leaf) - by)
-        return
-    values = getattr(owner, entry[1])
-    lowered: Iterable[int] = (v - by if i == int(entry[2]) else v for i, v in enumerate(values))
-    setattr(owner, entry[1], type(values)(lowered))
+    name, entry = entry_of(leaf)
+    values = getattr(owner, name)
+    lowered: Iterable[int] = () if entry is None else (v - by if i == entry else v for i, v in enumerate(values))
+    setattr(owner, name, values - by if entry is None else type(values)(lowered))

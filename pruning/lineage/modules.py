@@ -156,11 +156,11 @@ def weighted(call: Call, ids: Tensor, value: Tensor, weight: str, bias: str | No
     return spread(made, dim, value.shape)
 
 
-def _carry(module: nn.Module, call: Call, ids: Tensor) -> None:
-    """Note every parameter and buffer of a per-channel layer that has an entry for each channel, or its count."""
+def _carry(module: nn.Module, call: Call, ids: Tensor, number: str = "num_features") -> None:
+    """Note every parameter and buffer of a per-channel layer that has an entry for each channel, or its number."""
     tensors = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
     names = [name for name, tensor in tensors if tensor.dim() == 1 and tensor.numel() == ids.numel()]
-    for name in names or ["num_features"]:
+    for name in names or [number]:
         call.lineage.note(f"{call.place}.{name}", 0, Role.CARRIED, ids)
 
 
@@ -203,28 +203,32 @@ def _prelu(module: nn.PReLU, call: Call, value: Tensor) -> Ids:
     return call.input if module.num_parameters == 1 else _per_channel(module, call, value)
 
 
-def _layer_norm(module: nn.LayerNorm, call: Call, value: Tensor) -> Ids:
+def _layer_norm(module: nn.LayerNorm | nn.RMSNorm, call: Call, value: Tensor) -> Ids:
     """Channels last, or (as `LayerNorm2d` has it) in axis 1; of several axes, channels in any one of them."""
     lies = [dim for dim in varying(call.input) if dim > 0]
     where = normalised_axis(module) if len(module.normalized_shape) == 1 else -1
     first = 1 if where == 1 else call.input.dim() - len(module.normalized_shape)
     axis = lies[0] - first if len(lies) == 1 else -1
-    if module.weight is None or where is None or (lies and not 0 <= axis < len(module.normalized_shape)):
+    if where is None or (lies and not 0 <= axis < len(module.normalized_shape)):
         return unknown(call, value)
     if lies:
+        ids = call.vector(call.input, lies[0])
         for name, _ in module.named_parameters(recurse=False):
-            call.lineage.note(f"{call.place}.{name}", axis, Role.CARRIED, call.vector(call.input, lies[0]))
+            call.lineage.note(f"{call.place}.{name}", axis, Role.CARRIED, ids)
+        if module.weight is None:
+            call.lineage.note(f"{call.place}.normalized_shape[{axis}]", 0, Role.CARRIED, ids)
     return call.input
 
 
 def _group_norm(module: nn.GroupNorm, call: Call, value: Tensor) -> Ids:
     """Whole normalisation groups stay or go: so statistics of those that stay are unchanged. Of a single one any go."""
-    if module.weight is None:
-        return unknown(call, value)  # nothing would tell its number of channels after a cut
     ids = call.vector(call.input, 1)
     if module.num_groups > 1:
-        call.lineage.tie(ids.reshape(module.num_groups, -1), f"normalisation groups of '{call.place}'")
-    _carry(module, call, ids)
+        table = ids.reshape(module.num_groups, -1)
+        call.lineage.tie(table, f"normalisation groups of '{call.place}'")
+        if module.weight is None:
+            call.lineage.note(f"{call.place}.num_groups", 0, Role.CARRIED, table[:, 0])
+    _carry(module, call, ids, "num_channels")
     return call.input
 
 
@@ -284,6 +288,7 @@ MODULE_RULES: dict[type[nn.Module], Callable[..., Ids]] = {
     _BatchNorm: _per_channel,
     _InstanceNorm: _per_channel,
     nn.LayerNorm: _layer_norm,
+    nn.RMSNorm: _layer_norm,
     nn.GroupNorm: _group_norm,
     nn.PReLU: _prelu,
     nn.MultiheadAttention: _attention,

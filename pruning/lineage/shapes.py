@@ -26,7 +26,7 @@ def _per_channel(layer: Any, image: Tensor) -> Tensor | None:
     return _same(layer, image) if fits else None
 
 
-def _normalised(layer: nn.LayerNorm, image: Tensor) -> Tensor | None:
+def _normalised(layer: nn.LayerNorm | nn.RMSNorm, image: Tensor) -> Tensor | None:
     return _same(layer, image) if tuple(image.shape[-len(layer.normalized_shape) :]) == layer.normalized_shape else None
 
 
@@ -50,7 +50,7 @@ _RULES: dict[type[nn.Module], Callable[[Any, Tensor], Tensor | None]] = {
     nn.Dropout: _same,  # those with a number in their names look at axes
     **dict.fromkeys([nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm], _per_channel),
     **dict.fromkeys([nn.Conv1d, nn.Conv2d, nn.Conv3d], _convolution),
-    nn.LayerNorm: _normalised,
+    **dict.fromkeys([nn.LayerNorm, nn.RMSNorm], _normalised),
     nn.Linear: _linear,
 }
 """By class, not by its bases: a subclass may do something else. What does not fit runs, and says what is wrong."""

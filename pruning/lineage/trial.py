@@ -26,7 +26,7 @@ class Reading(Enum):
 
 
 _TRUSTED = ("torch", "torchvision", "pruning")
-_axes: dict[type[nn.Module], int | None] = {}
+_axes: dict[tuple[type[nn.Module], bool], int | None] = {}
 _found: dict[tuple[Any, ...], Reading] = {}
 
 
@@ -56,13 +56,14 @@ def runs_as_its_base(layer: nn.Module) -> bool:
     return bool(kind.forward is known.forward)  # type: ignore[attr-defined]
 
 
-def normalised_axis(norm: nn.LayerNorm) -> int | None:
-    """Return the axis that a layer norm of one axis acts on: the last, 1 as somebody's `LayerNorm2d`, or None."""
+def normalised_axis(norm: nn.LayerNorm | nn.RMSNorm) -> int | None:
+    """Return the axis that a norm of one axis acts on: the last, 1 as somebody's `LayerNorm2d` has it, or None."""
     kind = type(norm)
-    if kind.forward is nn.LayerNorm.forward:
+    if kind.forward in (nn.LayerNorm.forward, nn.RMSNorm.forward):
         return -1
-    if kind not in _axes:
-        (channels,) = norm.normalized_shape
+    (channels,) = norm.normalized_shape
+    key = kind, channels > 1
+    if key not in _axes:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.default_generator.manual_seed(0)
             bare = filled(norm)
@@ -70,11 +71,17 @@ def normalised_axis(norm: nn.LayerNorm) -> int | None:
                 for name, parameter in bare.named_parameters():
                     parameter.fill_(0 if name == "bias" else 1)
                 normed = bare(torch.rand(1, channels, 3, channels))
-                axes = [axis for axis in (1, -1) if float(normed.mean(axis).abs().max()) < 1e-3]
+                axes = [axis for axis in (1, -1) if _is_normal(normed, axis)]
             except Exception:  # whatever somebody's code raises
                 axes = []
-        _axes[kind] = axes[0] if len(axes) == 1 else None
-    return _axes[kind]
+        _axes[key] = axes[0] if len(axes) == 1 else None
+    return _axes[key]
+
+
+def _is_normal(normed: Tensor, axis: int) -> bool:
+    """Tell whether the mean along an axis is zero, or that of the squares one."""
+    means = normed.mean(axis), normed.square().mean(axis) - 1
+    return any(float(mean.abs().max()) < 1e-3 for mean in means)
 
 
 def filled(layer: nn.Module) -> nn.Module:

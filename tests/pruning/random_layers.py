@@ -236,8 +236,6 @@ class GroupNorm(Operation):
         step.layer = nn.GroupNorm(self.groups, shapes[0][1], affine=self.affine)
 
     def labels(self, labels: Labels, name: str, *given: list[int]) -> list[list[int]]:
-        if not self.affine:
-            return [labels.refuse(given[0], len(given[0]))]
         each = len(given[0]) // self.groups
         if self.groups > 1:
             labels.tie(given[0][start : start + each] for start in range(0, len(given[0]), each))
@@ -245,10 +243,11 @@ class GroupNorm(Operation):
         return [given[0]]
 
     def of_kept(self, step: Any, x: Tensor, keep: Tensor) -> Tensor | None:
-        if self.groups > 1 or not self.affine:
+        if self.groups > 1:
             return None
         layer = step.layer
-        return F.group_norm(x[:, keep], 1, layer.weight[keep], layer.bias[keep], layer.eps)
+        of_kept = [tensor[keep] for tensor in (layer.weight, layer.bias) if tensor is not None]
+        return F.group_norm(x[:, keep], 1, *of_kept, eps=layer.eps)
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -263,9 +262,10 @@ class LayerNorm(Operation):
     """Over the channels of a map: by a layer for axis 1, or channels last and back."""
 
     last: bool = True
+    affine: bool = True
 
     def own(self, step: Any, *shapes: torch.Size) -> None:
-        step.layer = (nn.LayerNorm if self.last else LayerNorm2d)(shapes[0][1])
+        step.layer = (nn.LayerNorm if self.last else LayerNorm2d)(shapes[0][1], elementwise_affine=self.affine)
 
     def run(self, step: Any, *inputs: Tensor) -> Tensor:
         if not self.last:
@@ -282,10 +282,13 @@ class LayerNorm(Operation):
 
 @dataclass(frozen=True)
 class TokenNorm(Operation):
+    affine: bool = True
+    centres: bool = True
     axis = -1
 
     def own(self, step: Any, *shapes: torch.Size) -> None:
-        step.layer = nn.LayerNorm(shapes[0][-1])
+        kind = nn.LayerNorm if self.centres else nn.RMSNorm
+        step.layer = kind(shapes[0][-1], elementwise_affine=self.affine)
 
     def labels(self, labels: Labels, name: str, *given: list[int]) -> list[list[int]]:
         labels.carry(f"{name}.layer", given[0])
@@ -295,5 +298,7 @@ class TokenNorm(Operation):
         return normalised(step.layer, x[..., keep], keep)
 
 
-def normalised(layer: nn.LayerNorm, x: Tensor, keep: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], layer.weight[keep], layer.bias[keep], layer.eps)
+def normalised(layer: nn.LayerNorm | nn.RMSNorm, x: Tensor, keep: Tensor) -> Tensor:
+    of_kept = [parameter[keep] for parameter in layer.parameters()]
+    function = F.layer_norm if isinstance(layer, nn.LayerNorm) else F.rms_norm
+    return function(x, x.shape[-1:], *of_kept, eps=layer.eps)

@@ -240,7 +240,7 @@ def group_norm(draw: Draw, sketch: Sketch, x: int) -> int:
 
 @kind(lambda shape: shape[1] > 2, planar=True)
 def layer_norm(draw: Draw, sketch: Sketch, x: int) -> int:
-    return sketch.add(layers.LayerNorm(draw(st.booleans())), x)
+    return sketch.add(layers.LayerNorm(draw(st.booleans()), affine=draw(st.integers(0, 3)) < 3), x)
 
 
 @kind()
@@ -385,7 +385,9 @@ def attention(draw: Draw, sketch: Sketch, x: int) -> int:
     heads = draw(st.integers(1, 3))
     width, inner = heads * draw(st.integers(2, 4)), heads * draw(st.integers(2, 4))
     tokens = sketch.add(ops.Tokens(), x)
-    seen = sketch.add(layers.TokenNorm(), tokens) if sketch.channels(x) > 2 and draw(st.booleans()) else tokens
+    seen = tokens
+    if sketch.channels(x) > 2 and draw(st.booleans()):
+        seen = sketch.add(layers.TokenNorm(affine=draw(st.booleans()), centres=draw(st.booleans())), tokens)
     query, key, value = (sketch.add(layers.Linear(size, draw(st.booleans())), seen) for size in (inner, inner, width))
     found = sketch.add(ops.Attend(heads, draw(st.booleans())), query, key, value)
     if draw(st.booleans()):

@@ -380,14 +380,37 @@ def local_response_norm(net: Body, x: Tensor) -> Tensor:
     return net.b(net.norm(x))
 
 
-@pinned(lambda: {"norm": nn.GroupNorm(4, 8, affine=False)}, b=8)
-def group_norm_that_knows_only_a_number(net: Body, x: Tensor) -> Tensor:
+@followed(lambda: {"norm": nn.GroupNorm(4, 8, affine=False)}, a=4, b=8)
+def group_norm_that_knows_only_numbers(net: Body, x: Tensor) -> Tensor:
     return net.b(net.norm(x))
 
 
-@pinned(lambda: {"norm": nn.LayerNorm(8, elementwise_affine=False), "mix": nn.Linear(8, 8)}, mix=8)
+@followed(lambda: {"norm": nn.LayerNorm(8, elementwise_affine=False), "mix": nn.Linear(8, 8)}, a=8, mix=8)
 def layer_norm_that_knows_only_a_number(net: Body, x: Tensor) -> Tensor:
     return net.mix(net.norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+
+
+@followed(lambda: {"norm": nn.RMSNorm(8), "mix": nn.Linear(8, 8)}, a=8, mix=8)
+def rms_norm_over_channels(net: Body, x: Tensor) -> Tensor:
+    return net.mix(net.norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+
+
+class RMSNorm2d(nn.RMSNorm):
+    """Over axis 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.movedim(1, -1), self.normalized_shape, self.weight, self.eps).movedim(-1, 1)
+
+
+@followed(
+    lambda: {"one": convolution(8, 1), "first": RMSNorm2d(1), "c": convolution(1, 8), "norm": RMSNorm2d(8)},
+    {"one": "cannot be followed"},
+    a=8,
+    c=8,
+    b=8,
+)
+def rms_norm_of_ones_own_over_axis_1(net: Body, x: Tensor) -> Tensor:
+    return net.b(net.norm(net.c(net.first(net.one(x)))))
 
 
 class StandardisedConvolution(nn.Conv2d):

@@ -57,7 +57,7 @@ def zeroed(model: nn.Module, groups: ChannelGroups, kept: Mapping[str, Sequence[
         for part in (*group.makers, *group.carried):
             positions = torch.tensor([place for channel in gone for place in part.positions[channel]]).long()
             layer, leaf = masked.get_submodule(part.layer), part.tensor.rpartition(".")[2]
-            if isinstance(layer, (nn.LayerNorm, LayerNormOfKept)):
+            if isinstance(layer, (nn.LayerNorm, nn.RMSNorm, LayerNormOfKept)):
                 _forget(masked, part.layer, positions)
             elif isinstance(tensor := getattr(layer, leaf, None), Tensor) and leaf != "running_var":
                 tensor.data.index_fill_(part.axis, positions, 0.0)
@@ -67,26 +67,30 @@ def zeroed(model: nn.Module, groups: ChannelGroups, kept: Mapping[str, Sequence[
 class LayerNormOfKept(nn.Module):
     """Normalises over the channels that stay; the others come out as zero."""
 
-    def __init__(self, norm: nn.LayerNorm) -> None:
+    def __init__(self, norm: nn.LayerNorm | nn.RMSNorm) -> None:
         super().__init__()
         self.norm = norm
-        self.axis = -1 if type(norm) is nn.LayerNorm else 1
+        self.axis = -1 if type(norm) in (nn.LayerNorm, nn.RMSNorm) else 1
         self.keep = torch.ones(norm.normalized_shape, dtype=torch.bool)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.movedim(self.axis, -1)
         count = self.keep.sum()
-        centred = torch.where(self.keep, x - (x * self.keep).sum(-1, keepdim=True) / count, 0.0)
+        mean = 0 if isinstance(self.norm, nn.RMSNorm) else (x * self.keep).sum(-1, keepdim=True) / count
+        centred = torch.where(self.keep, x - mean, 0.0)
         variance = centred.square().sum(-1, keepdim=True) / count
-        scaled = centred / (variance + self.norm.eps).sqrt() * self.norm.weight
-        shifted = scaled if self.norm.bias is None else scaled + self.norm.bias
+        eps = torch.finfo(x.dtype).eps if self.norm.eps is None else self.norm.eps
+        normed = centred / (variance + eps).sqrt()
+        scaled = normed if self.norm.weight is None else normed * self.norm.weight
+        bias = getattr(self.norm, "bias", None)
+        shifted = scaled if bias is None else scaled + bias
         return torch.where(self.keep, shifted, 0.0).movedim(-1, self.axis)
 
 
 def _forget(model: nn.Module, name: str, positions: Tensor) -> None:
     owner, _, leaf = name.rpartition(".")
     norm: Any = model.get_submodule(name)
-    if isinstance(norm, nn.LayerNorm):
+    if not isinstance(norm, LayerNormOfKept):
         norm = LayerNormOfKept(norm)
         setattr(model.get_submodule(owner), leaf, norm)
     norm.keep[positions] = False
