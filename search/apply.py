@@ -14,6 +14,7 @@ from yaml import YAMLError
 
 from pruning import CRITERIA, Memory, Policy, PolicyError, Recipe, compare_latency, evaluate, explain, save_pruned
 from search.config import Experiment
+from search.describe import memory_of
 from search.dialect import read_yaml
 from search.errors import SweepError
 from search.inputs import Inputs, Say, silent
@@ -28,12 +29,15 @@ from search.units import percent
 
 @dataclass(frozen=True, slots=True)
 class Tested:
-    """A network on the test images: top-1 in 0 to 1, cost and memory of one image, median milliseconds of a batch."""
+    """A network on the test images: top-1 in 0 to 1, cost and memory of one image, median milliseconds of a batch.
+
+    The memory is None where it cannot be told; see `memory_of`.
+    """
 
     accuracy: float
     macs: int
     params: int
-    memory: Memory
+    memory: Memory | None
     latency_ms: float
 
 
@@ -123,7 +127,7 @@ def apply_policy(policy: Policy, experiment: Experiment, folder: Path, say: Say 
     save_pruned(folder, outcome.network, policy, outcome.kept, image_shape=inputs.data.image_shape)
     accuracy = {name: _tested(network, inputs) for name, network in networks.items()}
     full, metrics = inputs.cost.full, outcome.metrics
-    before, after = (inputs.cost.memory(widths) for widths in ({}, policy.widths))
+    before, after = (memory_of(inputs.cost, widths) for widths in ({}, policy.widths))
     return Applied(
         baseline=Tested(accuracy["baseline"], full.macs, full.params, before, latency["baseline"].median_ms),
         pruned=Tested(accuracy["pruned"], metrics.macs, metrics.params, after, latency["pruned"].median_ms),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pruning import Cost, CriterionSpec, Layout, Memory, ModelSpec, Policy, Recipe
+from pruning import Cost, CostModel, CriterionSpec, GraphError, Layout, Memory, ModelSpec, Policy, Recipe
 from search.units import percent
 
 Table = tuple[list[str], list[list[str]]]
@@ -42,8 +43,8 @@ class Description:
         whole: how many other groups there are; they keep all channels.
         full: cost of one image before the cut.
         cut: cost of one image after it, exactly.
-        full_memory: of one image before the cut.
-        cut_memory: of one image after it, exactly.
+        full_memory: of one image before the cut; None where it cannot be told.
+        cut_memory: of one image after it, exactly; None where it cannot be told.
     """
 
     policy: Policy
@@ -51,8 +52,8 @@ class Description:
     whole: int
     full: Cost
     cut: Cost
-    full_memory: Memory
-    cut_memory: Memory
+    full_memory: Memory | None
+    cut_memory: Memory | None
 
 
 def describe_policy(policy: Policy, layout: Layout) -> Description:
@@ -74,9 +75,26 @@ def describe_policy(policy: Policy, layout: Layout) -> Description:
         whole=len(layout.groups) - len(cuts),
         full=full,
         cut=layout.cost.cost(policy.widths),
-        full_memory=layout.cost.memory({}),
-        cut_memory=layout.cost.memory(policy.widths),
+        full_memory=memory_of(layout.cost, {}),
+        cut_memory=memory_of(layout.cost, policy.widths),
     )
+
+
+def memory_of(cost: CostModel, widths: Mapping[str, int]) -> Memory | None:
+    """Return the memory at some widths; None of a network whose operations on a single image cannot be followed."""
+    try:
+        return cost.memory(widths)
+    except GraphError:
+        return None
+
+
+def _memory_lines(before: Memory | None, after: Memory | None) -> dict[str, str]:
+    if before is None or after is None:
+        return {"memory": "cannot be told: the operations on a single image cannot be followed"}
+    return {
+        "weights": f"{written_cost(before.weight_bytes, after.weight_bytes)} bytes",
+        "peak": f"{written_cost(before.peak_activation_bytes, after.peak_activation_bytes)} bytes of activations",
+    }
 
 
 def description_table(description: Description) -> Table:
@@ -99,15 +117,14 @@ def description_table(description: Description) -> Table:
 
 def description_lines(description: Description) -> dict[str, str]:
     """Return what holds for all groups, in words by what it is."""
-    policy, before, after = description.policy, description.full_memory, description.cut_memory
+    policy = description.policy
     whole = f", {description.whole} others keep all channels" if description.whole else ""
     return {
         "policy": f"{policy.fingerprint} for {written_model(policy.model)}",
         "groups": f"{len(description.cuts)} named{whole}; saved is what cutting one group alone would save",
         "MACs": written_cost(description.full.macs, description.cut.macs),
         "parameters": written_cost(description.full.params, description.cut.params),
-        "weights": f"{written_cost(before.weight_bytes, after.weight_bytes)} bytes",
-        "peak": f"{written_cost(before.peak_activation_bytes, after.peak_activation_bytes)} bytes of activations",
+        **_memory_lines(description.full_memory, description.cut_memory),
         **({"thinned": written_thinned(policy)} if policy.thinned else {}),
         "criterion": written_criteria(policy),
         "auxiliary": written_auxiliary(policy),

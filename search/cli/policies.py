@@ -96,13 +96,17 @@ def _say_tested(applied: Applied) -> None:
     def counted(name: str, whole: int, cut: int) -> list[str]:
         return [name, f"{whole:,}", f"{cut:,}", percent(cut / whole)]
 
-    held, needed = before.memory, after.memory
+    memory = []
+    if before.memory and after.memory:
+        memory = [
+            counted("weight bytes", before.memory.weight_bytes, after.memory.weight_bytes),
+            counted("peak activation bytes", before.memory.peak_activation_bytes, after.memory.peak_activation_bytes),
+        ]
     rows = [
         ["accuracy", percent(before.accuracy, 2), percent(after.accuracy, 2), points],
         counted("MACs", before.macs, after.macs),
         counted("parameters", before.params, after.params),
-        counted("weight bytes", held.weight_bytes, needed.weight_bytes),
-        counted("peak activation bytes", held.peak_activation_bytes, needed.peak_activation_bytes),
+        *memory,
         ["latency (ms)", f"{before.latency_ms:.2f}", f"{after.latency_ms:.2f}", faster],
     ]
     say_table(["tested once", "baseline", "pruned", ""], rows)

@@ -1,5 +1,6 @@
 """Policies are described, compared and moved: as data, and on the command line."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from pruning import (
     CRITERIA,
     AuxiliaryPlacement,
+    CostModel,
     CriterionSpec,
     ModelSpec,
     Policy,
@@ -17,11 +19,14 @@ from pruning import (
     build_model,
     count_cost,
     count_memory,
+    find_groups,
     layout_of,
     load_policy,
     prune,
 )
-from search.describe import describe_policy, description_table
+from search import apply
+from search.cli.policies import _say_tested
+from search.describe import describe_policy, description_lines, description_table
 from search.diff import GroupSide, diff_policies
 from search.errors import SearchError
 from search.layouts import layout_for
@@ -86,6 +91,35 @@ def test_a_description_says_what_really_cutting_would_save():
         assert (cut.saved.macs, cut.saved.params) == (full.macs - alone.macs, full.params - alone.params)
         assert (cut.kept, cut.width) == (CUT[cut.name], laid_out().groups[cut.name].width)
     assert description.whole == 12 - len(CUT)
+
+
+class Choosy(torch.nn.Module):
+    """Does something else with a single image."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.read = torch.nn.Conv2d(3, 8, 1), torch.nn.Conv2d(8, 3, 1)
+
+    def forward(self, x):
+        x = self.embed(x)
+        return self.read(x.abs() if len(x) > 1 else x.relu())
+
+
+def test_memory_that_cannot_be_told_is_no_reason_to_fail(tmp_path, capsys):
+    network, example = Choosy(), torch.zeros(2, 3, 4, 4)
+    groups = find_groups(network, example)
+    odd = replace(laid_out(), groups=groups, cost=CostModel(network, groups, example))
+    policy = Policy(model=odd.model, network=groups.signature, widths={"embed": 4})
+    description = describe_policy(policy, odd)
+    assert (description.full_memory, description.cut_memory) == (None, None)
+    lines = description_lines(description)
+    assert lines["memory"].startswith("cannot be told")
+    assert not {"weights", "peak"} & lines.keys()
+
+    full, cut = (apply.Tested(0.5, cost.macs, cost.params, None, 1.0) for cost in (description.full, description.cut))
+    _say_tested(apply.Applied(full, cut, tmp_path))
+    rows = [line.partition("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert rows[1:] == ["accuracy", "MACs", "parameters", "latency (ms)"]
 
 
 def test_criteria_are_shown_where_they_differ():
