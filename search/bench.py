@@ -109,18 +109,6 @@ def bench(
     return found
 
 
-def parse_image(text: str) -> tuple[int, ...]:
-    """Return `3,32,32` as numbers: channels, height and width.
-
-    Raises:
-        SearchError: anything else.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise SearchError(f"--image: expected channels, height and width such as 3,32,32, got '{text}'")
-    return tuple(map(int, parts))
-
-
 def _checked(device: str) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise SearchError("--device: expected one that is there, got cuda without a CUDA device")

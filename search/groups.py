@@ -11,7 +11,7 @@ from pruning import ChannelGroup, ChannelGroups, Layout, ModelSpec, layout_of
 from search.config import load_experiment
 from search.describe import Table, cropped, shortened, written_cost, written_model
 from search.errors import SearchError
-from search.layouts import layout_for
+from search.layouts import layout_for, parse_shape
 from search.mirror import pulled
 from search.places import is_address, path_of
 from search.transfer import model_like
@@ -72,7 +72,7 @@ def network_of(
     Raises:
         SearchError, PruningError: no such network or experiment, or arguments that do not belong together.
     """
-    shape = None if input_shape is None else _shape(input_shape)
+    shape = None if input_shape is None else parse_shape(input_shape)
     if not _is_experiment(text):
         if settings:
             raise SearchError(f"--set {settings[0]}: expected an experiment that it changes, got none")
@@ -93,14 +93,6 @@ def _is_experiment(text: str) -> bool:
     path = Path(text)
     there = path.is_file() or (path / "experiment.yaml").is_file()
     return is_address(text) or there or path.suffix in (".yaml", ".yml")
-
-
-def _shape(text: str) -> tuple[int, int, int]:
-    sizes = text.split("x")
-    if len(sizes) != 3 or not all(size.isdecimal() and int(size) for size in sizes):
-        raise SearchError(f"--input-shape: expected channels, height and width as in 3x128x128, got '{text}'")
-    channels, height, width = map(int, sizes)
-    return channels, height, width
 
 
 def group_rows(network: Layout) -> tuple[GroupRow, ...]:

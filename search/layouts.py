@@ -56,3 +56,16 @@ def check_model(policy: Policy, experiment: Experiment) -> None:
     else:
         difference = f"expected {expected} as in the experiment, got {got}"
     raise PolicyError(f"policy.model: {difference}; `prunesearch transfer` moves a policy to another network")
+
+
+def parse_shape(text: str) -> tuple[int, int, int]:
+    """Return `3x128x128`, the shape of an image, as numbers: channels, height and width.
+
+    Raises:
+        SearchError: anything else.
+    """
+    sizes = text.split("x")
+    if len(sizes) != 3 or not all(size.isdecimal() and int(size) for size in sizes):
+        raise SearchError(f"--input-shape: expected channels, height and width as in 3x128x128, got '{text}'")
+    channels, height, width = map(int, sizes)
+    return channels, height, width

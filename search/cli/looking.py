@@ -81,8 +81,8 @@ def bench(
     widths: Annotated[
         int | None, typer.Option(help="How many networks are measured; default: 40, or those that were.", min=2)
     ] = None,
-    image: Annotated[
-        str | None, typer.Option(metavar="C,H,W", help="Shape of an image; default: the experiment's, or the usual.")
+    input_shape: Annotated[
+        str | None, typer.Option(help="One image: 3x128x128; default: the network's usual one, or the experiment's.")
     ] = None,
     settings: Settings = None,
 ) -> None:
@@ -91,9 +91,9 @@ def bench(
     Example: prunesearch bench resnet56 --batch 1,64 --step 8
     """
     from search.bench import bench as measure
-    from search.bench import parse_image
     from search.config import load_experiment, model_experiment
     from search.export import parse_batches
+    from search.layouts import parse_shape
 
     changes = [*(settings or ()), *([] if step is None else [f"search.widths.round_to={step}"])]
     by_name = not (is_address(subject) or Path(subject).exists() or subject.endswith((".yaml", ".yml")))
@@ -102,7 +102,7 @@ def bench(
         asked,
         batches=() if batch is None else parse_batches(batch),
         device=device,
-        image=None if image is None else parse_image(image),
+        image=None if input_shape is None else parse_shape(input_shape),
         networks=widths,
         by_name=by_name,
         say=say,

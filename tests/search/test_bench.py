@@ -15,7 +15,7 @@ from search.config import load_experiment, model_experiment
 from search.inputs import device_name
 from search.prepare import prepare
 
-MODEL = ("tiny:network", "--image", "1,8,8", "--widths", "10", "--set", "latency.repeats=2")
+MODEL = ("tiny:network", "--input-shape", "1x8x8", "--widths", "10", "--set", "latency.repeats=2")
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_fewer_networks_are_there_already_and_more_are_measured(call, passes):
     [
         ["--batch", "3"],
         ["--step", "2"],
-        ["--image", "1,10,10"],
+        ["--input-shape", "1x10x10"],
         ["--set", "resources.threads=2"],
         ["--set", "search.groups=first"],
         ["--set", "model.num_classes=11"],
@@ -200,7 +200,7 @@ def test_a_sweep_finds_what_was_measured_for_its_file(call, file, passes, tmp_pa
 
 
 def test_a_sweep_finds_what_was_measured_by_name(call, file, passes, tmp_path):
-    options = ["--step", "4", "--batch", "2", "--image", "1,8,8", "--set", "latency.repeats=2"]
+    options = ["--step", "4", "--batch", "2", "--input-shape", "1x8x8", "--set", "latency.repeats=2"]
     assert call("bench", "tiny:network", *options)[0] == 0
     passes.clear()
     prepare(load_experiment(file(**BUDGET)))
@@ -234,12 +234,15 @@ def test_a_policy_is_applied_without_measuring_what_others_would_take(file, pass
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["tiny:network", "--image", "1,8,8", "--batch", "1,x"], "--batch: expected numbers of images .* got '1,x'"),
-        (["tiny:network", "--image", "1,8,8", "--batch", "0"], "--batch: expected numbers of images .* got '0'"),
-        (["tiny:network", "--image", "8,8"], "--image: expected channels, height and width .* got '8,8'"),
-        (["tiny:network", "--image", "1,0,8"], "--image: .* got '1,0,8'"),
+        (
+            ["tiny:network", "--input-shape", "1x8x8", "--batch", "1,x"],
+            "--batch: expected numbers of images .* got '1,x'",
+        ),
+        (["tiny:network", "--input-shape", "1x8x8", "--batch", "0"], "--batch: expected numbers of images .* got '0'"),
+        (["tiny:network", "--input-shape", "8x8"], "--input-shape: expected channels, height and width .* got '8x8'"),
+        (["tiny:network", "--input-shape", "1x0x8"], "--input-shape: .* got '1x0x8'"),
         (["tiny:network"], "expected an attribute input_shape"),
-        (["tiny:network", "--image", "3,8,8"], r"does not .* \(\d, 3, 8, 8\)"),
+        (["tiny:network", "--input-shape", "3x8x8"], r"does not .* \(\d, 3, 8, 8\)"),
         (["resnet57"], "unknown model 'resnet57'.*did you mean 'resnet56'"),
         (["nowhere.yaml"], "experiment nowhere.yaml: No such file"),
         (["resnet20", "--step", "0"], "--step"),
