@@ -274,10 +274,9 @@ def traces(network: nn.Module) -> list[Any]:
 
 def a_cut_network_trains(cut: Cut) -> None:
     network = copy.deepcopy(cut.network_cut).train()
+    images = cut.images.clone().requires_grad_()  # torch 2.13's group norm may crash without gradients of its input
     with torch.random.fork_rng(devices=[]):
-        parts = [part for part in outputs(network(cut.images)) if part.requires_grad]
-    if parts:  # an output may be the image alone
-        sum(part.square().mean() for part in parts).backward()
+        sum(part.square().mean() for part in outputs(network(images))).backward()
 
 
 LAWS = (
