@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from math import prod
@@ -22,7 +22,8 @@ from pruning.errors import GraphError, UnknownNameError
 from pruning.groups import ChannelGroups, Slice
 from pruning.inputs import Example, run_on, shapes, without_values
 from pruning.lineage import Result, eval_graph, results, skeleton
-from pruning.lineage.computed import Source, source_of
+from pruning.lineage.call import mixing_layer
+from pruning.lineage.computed import Source, layer_of, source_of
 from pruning.polynomials import Polynomials, Product
 
 Integers = npt.NDArray[np.int64]
@@ -127,7 +128,7 @@ class CostModel:
         self._column = {name: index for index, name in enumerate(self.groups)}
         self.widths = np.array([groups[name].width for name in self.groups], dtype=np.int64)
         self._fixed = Cost(uses.other_macs, 0)
-        axes = _axes(groups)
+        axes, slides = _axes(groups), _slides(groups)
         touched = {name for name, _ in axes}
         self._weights: list[tuple[int, Product]] = []
         self._axis_macs: dict[tuple[str, int], Fraction] = {}
@@ -138,8 +139,14 @@ class CostModel:
             for axis, size in enumerate(weight.shape):
                 self._axis_macs[name, axis] = Fraction(uses.macs(name, weight), max(1, size))
             if name not in touched:
-                macs = self._fixed.macs + uses.macs(name, weight)
-                self._fixed = Cost(macs, self._fixed.params + counts * weight.numel())
+                macs = uses.macs(name, weight)
+                if macs and (slide := slides.get(layer_of(name))):  # applied once to each channel of its input
+                    axis, channels = slide
+                    size = uses.places[name][axis]
+                    self._weights.append((macs // size, Product(1, ((size, channels),))))
+                    learnt.append(0)
+                    macs = 0
+                self._fixed = Cost(self._fixed.macs + macs, self._fixed.params + counts * weight.numel())
                 continue
             applied = uses.weights[name]
             assert applied.denominator == 1, f"{name}: a cut weight is always used whole"
@@ -226,6 +233,17 @@ def _axes(groups: ChannelGroups) -> dict[tuple[str, int], dict[str, int]]:
     return axes
 
 
+def _slides(groups: ChannelGroups) -> dict[str, tuple[int, dict[str, int]]]:
+    """Return layer → axis of its input that it slides along → group → positions that one channel takes there."""
+    found: dict[str, tuple[int, dict[str, int]]] = {}
+    for group in groups.values():
+        for part in group.mixed:
+            layer = mixing_layer(part.tensor.removeprefix("%"))
+            if layer is not None:
+                found.setdefault(layer, (part.axis, {}))[1][group.name] = len(part.positions[0])
+    return found
+
+
 def _product(name: str, shape: tuple[int, ...], axes: dict[tuple[str, int], dict[str, int]]) -> Product:
     """Return the entries of one parameter."""
     cut = [axis for axis in range(len(shape)) if (name, axis) in axes]
@@ -244,9 +262,13 @@ def _weight_bytes(bare: nn.Module, groups: ChannelGroups, axes: dict[tuple[str, 
 
 @dataclass
 class _Uses:
-    """How often each weight is applied to one image, and the MACs of weights that are no parameters."""
+    """How often each weight is applied to one image, and the MACs of weights that are no parameters.
+
+    Of convolutions `places` has the shape of what they are applied to.
+    """
 
     weights: dict[str, Fraction]
+    places: dict[str, torch.Size] = field(default_factory=dict)
     other_macs: int = 0
 
     def macs(self, name: str, parameter: Tensor) -> int:
@@ -296,18 +318,22 @@ class _Counting(TorchDispatchMode):
         if func is aten.convolution.default:
             image, weight, transposed = args[0], args[1], args[6]
             places = (image if transposed else result).shape
-            self._count(weight, places[0] * prod(places[2:]), parameter_only=False)
+            name = self._count(weight, places[0] * prod(places[2:]), parameter_only=False)
+            if name is not None:
+                self._uses.places[name] = places
         elif func in _PRODUCTS:
             self._count(args[-1], result.numel() // result.shape[-1], parameter_only=True)
         return result
 
-    def _count(self, weight: Tensor, applied: int, *, parameter_only: bool) -> None:
+    def _count(self, weight: Tensor, applied: int, *, parameter_only: bool) -> str | None:
+        """Add the MACs of a weight; return its name, if it is a parameter or a buffer, or computed of one."""
         whole = weight if weight._base is None else weight._base
         name = self._names.get(id(whole)) or self._computed_of({weight.shape, whole.shape})
         if name is not None:  # a slice of a parameter (attention's packed projections) counts for its share
             self._uses.weights[name] += Fraction(applied * weight.numel(), whole.numel())
         elif not parameter_only:
             self._uses.other_macs += applied * weight.numel()
+        return name
 
     def _computed_of(self, sizes: set[torch.Size]) -> str | None:
         """Return the parameter of the running layer that a weight was computed of, as weight norm and the like do."""

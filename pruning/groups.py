@@ -55,7 +55,8 @@ class ChannelGroup:
         carried: biases, normalisation parameters, depthwise and grouped filters: one entry a channel.
         readers: the input axis of the weights that read the channels.
         minimum: the smallest width that a cut may leave.
-        mixed: operations that make something of all channels, such as their mean; `%` and the node's name.
+        mixed: operations that make something of all channels, such as their mean; `%` and the name of the node, or
+            `layer` and that of the layer.
     """
 
     name: str

@@ -154,6 +154,27 @@ def unknown(call: Call, value: Any) -> Ids:
     return like(value)
 
 
+def mixed(call: Call, dim: int, *, by_layer: bool = False) -> bool:
+    """Note that an operation makes something of all channels along an axis: after a cut, of those that are left."""
+    if call.burned or any(other != dim for other in varying(call.input)):
+        return False
+    call.lineage.mix(layer_operation(call.place) if by_layer else call.place, dim, call.vector(call.input, dim))
+    return True
+
+
+_BY_LAYER = "layer "
+
+
+def layer_operation(layer: str) -> str:
+    """Return what a layer's operation over channels is called; others go by their node's name."""
+    return _BY_LAYER + layer
+
+
+def mixing_layer(operation: str) -> str | None:
+    """Return the layer of an operation over channels, or None for a function."""
+    return operation.removeprefix(_BY_LAYER) if operation.startswith(_BY_LAYER) else None
+
+
 def spatial(call: Call, value: Any) -> Ids:
     """Pooling and resizing, which act on every axis behind the first two."""
     if any(dim > 1 for dim in varying(call.input)):

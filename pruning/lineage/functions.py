@@ -23,6 +23,7 @@ from pruning.lineage.call import (
     channels_from_pixels,
     counts,
     like,
+    mixed,
     padded,
     pixels_from_channels,
     reshaped,
@@ -194,19 +195,11 @@ def _reduction(call: Call, value: Any) -> Ids:
     axes = sorted({dim % call.input.dim() for dim in reduced}, reverse=True)
     lying = [dim for dim in axes if varies(call.input, dim)]
     if lying:
-        return like(value) if len(lying) == 1 and _mixed(call, lying[0]) else unknown(call, value)
+        return like(value) if len(lying) == 1 and mixed(call, lying[0]) else unknown(call, value)
     ids = call.input
     for dim in axes:
         ids = ids.narrow(dim, 0, 1) if keepdim else ids.select(dim, 0)
     return ids if isinstance(value, Tensor) else [ids] * len(value)
-
-
-def _mixed(call: Call, dim: int) -> bool:
-    """Note that an operation makes something of all channels along an axis: after a cut, of those that are left."""
-    if call.burned or any(other != dim for other in varying(call.input)):
-        return False
-    call.lineage.mix(call.place, dim, call.vector(call.input, dim))
-    return True
 
 
 def _softmax(call: Call, value: Tensor) -> Ids:
@@ -223,7 +216,7 @@ def _over_channels(call: Call, value: Tensor, dim: Any) -> Ids:
     if not isinstance(dim, int):
         return unknown(call, value)
     dim %= call.input.dim()
-    return call.input if not varies(call.input, dim) or _mixed(call, dim) else unknown(call, value)
+    return call.input if not varies(call.input, dim) or mixed(call, dim) else unknown(call, value)
 
 
 def _concatenation(call: Call, value: Tensor) -> Ids:

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from pruning.inputs import Example
+from pruning.lineage.call import layer_operation
 from pruning.lineage.trace import eval_graph, name_of
 
 KEEPS_CHANNELS = frozenset({"softmax", "log_softmax", "normalize"})
-"""Operations whose result has the channels of their input."""
+"""Functions over channels whose result has the channels of their input; that of layers always has."""
 
 
 Removed = Mapping[str, Mapping[int, Sequence[int]]]
-"""Node of the eval graph → axis of its first input → positions that go."""
+"""Node of the eval graph, or layer → axis of its first input → positions that go."""
 
 
 def over_kept(model: nn.Module, removed: Removed, example_input: Example) -> nn.Module:
@@ -33,7 +34,8 @@ def over_kept(model: nn.Module, removed: Removed, example_input: Example) -> nn.
     names = {str(node.target) for node in traced.graph.nodes if node.op in ("get_attr", "call_module")}
     attributes = {name: _attribute(model, traced.model, name) for name in names}
     for node in list(traced.graph.nodes):
-        for axis, positions in removed.get(node.name, {}).items():
+        operation = layer_operation(str(node.target)) if node.op == "call_module" else node.name
+        for axis, positions in removed.get(operation, {}).items():
             _see_kept(traced.graph, node, axis, positions)
     return fx.GraphModule(attributes, traced.graph)  # its layers are the network's: their modes are the caller's
 
@@ -59,7 +61,7 @@ def _see_kept(graph: fx.Graph, node: fx.Node, axis: int, removed: Sequence[int])
     with graph.inserting_before(node):
         seen = graph.call_function(kept_only, (whole, axis, list(removed)))
     node.replace_input_with(whole, seen)
-    if name_of(node) in KEEPS_CHANNELS:
+    if node.op == "call_module" or name_of(node) in KEEPS_CHANNELS:
         with graph.inserting_after(node):
             back = graph.call_function(put_back, (node, whole, axis, list(removed)))
         node.replace_all_uses_with(back, delete_user_cb=lambda user: user is not back)

@@ -20,6 +20,7 @@ from pruning.lineage.call import (
     Ids,
     channels_from_pixels,
     like,
+    mixed,
     padded,
     pixels_from_channels,
     reshaped,
@@ -88,8 +89,10 @@ def _carry_others(module: nn.Module, call: Call) -> None:
 
 
 def _convolution(module: _ConvNd, call: Call, value: Tensor) -> Ids:
-    ids = call.vector(call.input, 1)
     transposed = isinstance(module, _ConvTransposeNd)
+    if not transposed and (along := _slides_along_channels(module, call)) and mixed(call, along, by_layer=True):
+        return call.input
+    ids = call.vector(call.input, 1)
     if module.groups == 1:
         return weighted(call, ids, value, *_names(module, call), reads=0 if transposed else 1, dim=1)
     if len(ids) > module.groups and runs_as_its_base(module):
@@ -97,6 +100,19 @@ def _convolution(module: _ConvNd, call: Call, value: Tensor) -> Ids:
         if call.lineage.thins(call.place):
             return _thinned(module, call, ids, value)
     return grouped(call, ids, value, *_names(module, call), groups=module.groups, transposed=transposed)
+
+
+def _slides_along_channels(module: _ConvNd, call: Call) -> int | None:
+    """Return the axis of the channels, where one filter goes from channel to channel as in ECA, and none is lost."""
+    lying = varying(call.input)
+    if len(lying) != 1 or lying[0] < 2 or (module.in_channels, module.out_channels) != (1, 1):
+        return None
+    if not runs_as_its_base(module):
+        return None
+    axis = lying[0] - 2
+    reach = module.dilation[axis] * (module.kernel_size[axis] - 1)
+    padding = module.padding if isinstance(module.padding, str) else 2 * module.padding[axis]
+    return lying[0] if module.stride[axis] == 1 and padding in (reach, "same") else None
 
 
 def _thinned(module: _ConvNd, call: Call, ids: Tensor, value: Tensor) -> Ids:
@@ -278,6 +294,11 @@ def _module_softmax(module: nn.Softmax, call: Call, value: Tensor) -> Ids:
     return unknown(call, value) if module.dim is None or varies(call.input, module.dim) else call.input
 
 
+def _response_norm(module: nn.LocalResponseNorm, call: Call, value: Tensor) -> Ids:
+    """Each channel in parts of its neighbours: of those that are left."""
+    return call.input if not varies(call.input, 1) or mixed(call, 1, by_layer=True) else unknown(call, value)
+
+
 def _module_same(module: nn.Module, call: Call, value: Tensor) -> Ids:
     return call.input
 
@@ -291,6 +312,7 @@ MODULE_RULES: dict[type[nn.Module], Callable[..., Ids]] = {
     nn.RMSNorm: _layer_norm,
     nn.GroupNorm: _group_norm,
     nn.PReLU: _prelu,
+    nn.LocalResponseNorm: _response_norm,
     nn.MultiheadAttention: _attention,
     nn.Flatten: _module_flatten,
     nn.Softmax: _module_softmax,

@@ -405,7 +405,8 @@ def _canonical(tree: Any, lineage: Lineage) -> Any:
     if isinstance(tree, Tensor):
         return lineage.canonical(tree)
     if isinstance(tree, Count):
-        return Count(lineage.canonical(tree.ids))
+        ids = lineage.canonical(tree.ids).unique()
+        return Count(ids) if len(ids) > 1 else None  # the number of channels that go all at once, or never
     if isinstance(tree, dict):
         return {name: _canonical(branch, lineage) for name, branch in tree.items()}
     if isinstance(tree, slice):

@@ -158,6 +158,7 @@ def residual(draw: Draw, sketch: Sketch, x: int) -> int:
 
 
 MEETINGS = ["add", "iadd", "torch.add", "sub", "mul", "maximum", "where", "stack"]
+OVER_CHANNELS = ["softmax", "normalize", "mean", "maximum", "filter", "response norm"]
 
 
 @kind()
@@ -375,7 +376,7 @@ def padded_channels(draw: Draw, sketch: Sketch, x: int) -> int:
 @kind(lambda shape: shape[1] > 2)
 def unfollowed(draw: Draw, sketch: Sketch, x: int) -> int:
     if draw(st.booleans()):
-        return sketch.add(ops.OverChannels(draw(st.sampled_from(["softmax", "normalize", "mean", "maximum"]))), x)
+        return sketch.add(ops.OverChannels(draw(st.sampled_from(OVER_CHANNELS))), x)
     return sketch.add(ops.Unfollowed(draw(st.sampled_from(["roll", "cumsum", "index"]))), x)
 
 

@@ -343,12 +343,20 @@ class OverChannels(Operation):
 
     name: str = "mean"
 
+    def own(self, step: Any, *shapes: torch.Size) -> None:
+        if self.name == "filter":
+            step.layer = nn.Conv1d(1, 1, 3, padding=1)
+        if self.name == "response norm":
+            step.layer = nn.LocalResponseNorm(3, alpha=0.5)
+
     def run(self, step: Any, *inputs: Tensor) -> Tensor:
         (x,) = inputs
         results = {
             "softmax": lambda: x.softmax(1) * 4,
             "normalize": lambda: F.normalize(x, dim=1),
             "mean": lambda: x * x.mean(1, keepdim=True),
+            "filter": lambda: x * step.layer(x.flatten(2).mean(2)[:, None]).view(x.shape[0], -1, *[1] * (x.dim() - 2)),
+            "response norm": lambda: step.layer(x),
             "maximum": lambda: x - x.max(1, keepdim=True)[0],
         }
         return results[self.name]()

@@ -375,8 +375,8 @@ def pixel_shuffle(net: Body, x: Tensor) -> Tensor:
     return net.b(F.pixel_shuffle(x, 2))
 
 
-@pinned(lambda: {"norm": nn.LocalResponseNorm(3)}, b=8, why="'LocalResponseNorm' cannot be followed at 'norm'")
-def local_response_norm(net: Body, x: Tensor) -> Tensor:
+@pinned(lambda: {"norm": nn.CrossMapLRN2d(3)}, b=8, why="'CrossMapLRN2d' cannot be followed at 'norm'")
+def cross_map_response_norm(net: Body, x: Tensor) -> Tensor:
     return net.b(net.norm(x))
 
 

@@ -432,3 +432,27 @@ def test_where_code_can_be_read_in_two_ways_the_one_that_pins_less_is_taken() ->
     assert groups.widths == {"a": 8, "q": 2}
     prune(network, half(groups), random_ranking(groups), groups=groups, example_input=IMAGES)
     assert (network.heads, network.q.out_features) == (1, 3)
+
+
+def test_channels_that_a_chain_of_shuffles_ties_to_one_can_only_go_at_once() -> None:
+    class Shuffled(nn.Module):
+        """Halves that are one, put side by side and shuffled again and again; sizes are those of the tensor."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.fc = convolution(3, 8), convolution(8, 6), nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            for _ in range(4):
+                images, channels, height, width = x.size()
+                first, second = x.chunk(2, dim=1)
+                x = torch.cat([first, F.relu(second)], 1).view(images, 2, channels // 2, height, width)
+                x = x.transpose(1, 2).contiguous().view(images, channels, height, width)
+            return self.fc(self.b(x).mean((2, 3)))
+
+    network = randomise(Shuffled()).double()
+    groups = find_groups(network, IMAGES)
+    assert groups.widths == {"b": 6}
+    assert {pin.layer: (pin.width, pin.reason) for pin in groups.pinned}["a"] == (1, ALONE)
+    prune(network, {"b": 3}, random_ranking(groups), groups=groups, example_input=IMAGES)

@@ -28,6 +28,9 @@ class Mixing(nn.Module):
         self.a, self.b, self.fc = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, 6, 1), nn.Linear(6, 3)
         self.place = nn.Conv2d(2, 1, 3, padding=1)
         self.weight, self.bias = nn.Parameter(torch.rand(width)), nn.Parameter(torch.rand(width))
+        self.along = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+        self.wide = nn.Conv1d(1, 1, 5, padding="same", padding_mode="circular", dilation=2)
+        self.local = nn.LocalResponseNorm(3, alpha=0.5)
         self.middle = middle
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,6 +66,9 @@ MIDDLES: dict[str, Middle] = {
     "channels and places": lambda _, x: x - x.mean((1, 2, 3), keepdim=True),
     "standard deviation": lambda _, x: x / (x.std(1, keepdim=True) + 0.1),
     "sum": lambda _, x: x * x.sum(1, keepdim=True),
+    "convolution along channels": lambda net, x: x * net.along(x.mean((2, 3))[:, None]).sigmoid()[:, 0, :, None, None],
+    "one that pads by name": lambda net, x: x * net.wide(x.mean((2, 3))[:, None]).view(x.shape[0], -1, 1, 1),
+    "local response norm": lambda net, x: net.local(x) * net.local(x),
     "largest": lambda _, x: x - x.amax(dim=1, keepdim=True),
 }
 
