@@ -79,7 +79,7 @@ class Labels:
         self.unite(table.setdefault(tensor, list(labels)), labels)
 
     def removable(self) -> set[Channel]:
-        """Return every channel that is made and read, not pinned, and not the only one of its kind."""
+        """Return every channel that is made and read, not pinned, and not the only such one of its kind."""
         kinds: dict[int, Counter[tuple[str, str]]] = {}
         filters: dict[int, set[tuple[str, int]]] = {}
         for role, table in (("makes", self.makers), ("reads", self.readers), ("carries", self.carriers)):
@@ -90,7 +90,7 @@ class Labels:
                         filters.setdefault(label, set()).add((tensor, position))
         pinned = set(map(self.find, self.pinned)) | {FIXED}
         read = {self.find(label) for labels in self.readers.values() for label in labels}
-        alike = Counter(frozenset(kind.items()) for kind in kinds.values())
+        alike = Counter(frozenset(kind.items()) for label, kind in kinds.items() if label not in pinned)
         return {
             frozenset(places)
             for label, places in filters.items()

@@ -190,7 +190,7 @@ class Split(Operation):
 
 @dataclass(frozen=True)
 class Slice(Operation):
-    """A run of channels between literal bounds; only a run of all follows a cut."""
+    """A run of channels between literal bounds; those before a bound have to stay."""
 
     start: int
     stop: int
@@ -199,9 +199,8 @@ class Slice(Operation):
         return inputs[0][:, self.start : self.stop]
 
     def labels(self, labels: Labels, name: str, *given: list[int]) -> list[list[int]]:
-        if self.start == 0 and self.stop >= len(given[0]):
-            return [given[0]]
-        return [labels.refuse(given[0], self.stop - self.start)]
+        labels.pin(given[0][: self.start if self.stop >= len(given[0]) else self.stop])
+        return [given[0][self.start : self.stop]]
 
 
 @dataclass(frozen=True)
