@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from pruning.criteria import ScoreCriterion, register
@@ -23,4 +24,4 @@ class L1(ScoreCriterion):
 
     def score(self, group: ChannelGroup, model: nn.Module) -> Tensor:
         """Return `Σ |w|` over each channel's filters, float64 `[channels]`."""
-        return group.filters(model).double().abs().sum(dim=1)
+        return group.filters(model).abs().sum(dim=1, dtype=torch.float64)
