@@ -344,7 +344,7 @@ class OverChannels(Operation):
 
     def own(self, step: Any, *shapes: torch.Size) -> None:
         if self.name == "filter":
-            step.layer = nn.Conv1d(1, 1, 3, padding=1)
+            step.layer, step.ones = nn.Conv1d(1, 1, 3, padding=1), (1,) * (len(shapes[0]) - 2)
         if self.name == "response norm":
             step.layer = nn.LocalResponseNorm(3, alpha=0.5)
 
@@ -354,7 +354,7 @@ class OverChannels(Operation):
             "softmax": lambda: x.softmax(1) * 4,
             "normalize": lambda: F.normalize(x, dim=1),
             "mean": lambda: x * x.mean(1, keepdim=True),
-            "filter": lambda: x * step.layer(x.flatten(2).mean(2)[:, None]).view(x.shape[0], -1, *[1] * (x.dim() - 2)),
+            "filter": lambda: x * step.layer(x.flatten(2).mean(2)[:, None]).view(x.shape[0], -1, *step.ones),
             "response norm": lambda: step.layer(x),
             "maximum": lambda: x - x.max(1, keepdim=True)[0],
         }
