@@ -5,6 +5,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from pruning import ModelSpec, build_model, load_data, load_weights
 
@@ -22,12 +23,23 @@ def published():
 
 
 @pytest.fixture(scope="session")
-def cifar(published, tmp_path_factory):
-    """6,187 images of CIFAR-10."""
-    root = tmp_path_factory.mktemp("cifar")
-    with tarfile.open(published / IMAGES) as archive:
-        archive.extractall(root, filter="data")
-    return load_data("image_folder", root=root, workers=0)
+def cifar_folder(published, tmp_path_factory):
+    """6,187 images of CIFAR-10 as files, unpacked by whichever process of the tests comes first."""
+    own = tmp_path_factory.getbasetemp()
+    root = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "cifar"
+    with FileLock(f"{root}.lock"):
+        if not root.is_dir():
+            part = tmp_path_factory.mktemp("cifar_part")
+            with tarfile.open(published / IMAGES) as archive:
+                archive.extractall(part, filter="data")
+            part.rename(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def cifar(cifar_folder):
+    """The images, loaded."""
+    return load_data("image_folder", root=cifar_folder, workers=0)
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import sys
-import tarfile
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -17,8 +15,6 @@ from torch import Tensor
 
 from pruning.data import DATA, ImageData, Pixels, StreamedSplit, TensorSplit, cifar, load_data
 from pruning.errors import DataError, OptionError, UnknownNameError
-
-SAMPLE = Path(os.environ.get("PRUNING_TEST_DATA", "")) / "cifar10_sample_png.tar.xz"
 
 
 def write_tree(root: Path, parts: dict[str, int], classes: str = "ab") -> Path:
@@ -263,19 +259,9 @@ def test_a_function_of_the_callers_is_checked(own):
         load_data("own_images:mistaken", val=empty)
 
 
-@pytest.fixture(scope="session")
-def cifar10_sample(tmp_path_factory) -> Path:
-    if not SAMPLE.is_file():
-        pytest.skip("PRUNING_TEST_DATA names no folder with cifar10_sample_png.tar.xz")
-    folder = tmp_path_factory.mktemp("cifar10_sample")
-    with tarfile.open(SAMPLE) as archive:
-        archive.extractall(folder, filter="data")
-    return folder
-
-
 @pytest.mark.data
-def test_the_cifar_sample_loads_whole(cifar10_sample):
-    data = load_data("image_folder", root=cifar10_sample, val_fraction=0.1)
+def test_the_cifar_sample_loads_whole(cifar_folder):
+    data = load_data("image_folder", root=cifar_folder, val_fraction=0.1)
     assert sizes(data) == [4653, 517, 1017]
     assert len(data.classes) == 10
     assert data.image_shape == (3, 32, 32)
