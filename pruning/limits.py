@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
@@ -29,6 +30,10 @@ MOST_CLASSES, MANY_CLASSES = 2**20, 2**12
 MOST_IMAGE_VALUES = 2**24
 """Channels × height × width of one image."""
 
+_HALF_IN_TEXT = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
+_HALF_IN_BYTES = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
+"""Where a surrogate may be, escaped or as it is."""
+
 MALFORMED = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """What code raises that meets other data than it was written for."""
 
@@ -51,12 +56,18 @@ def parse_json(text: str | bytes, **how: Any) -> Any:
     """Return what JSON says; see `json.loads`.
 
     Raises:
-        ValueError: no JSON, or nested too deep.
+        ValueError: no JSON, nested too deep, or with half a character, which could not be written again.
     """
     try:
-        return json.loads(text, **how)
+        found = json.loads(text, **how)
+        halves = _HALF_IN_TEXT.search(text) if isinstance(text, str) else _HALF_IN_BYTES.search(text)
+        if halves:  # perhaps in pairs
+            json.dumps(found, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("nested too deep") from None
+    except UnicodeEncodeError:
+        raise ValueError("half a character") from None
+    return found
 
 
 def check_claims(place: str, tensors: Mapping[str, Tensor], file_bytes: int) -> None:

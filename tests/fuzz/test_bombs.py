@@ -24,6 +24,7 @@ from pruning import (
     load_pruned,
     load_ranking,
     load_weights,
+    parse_json,
     save_weights,
 )
 from pruning.checkpoint import read_state_dict
@@ -32,7 +33,8 @@ from search.config import load_experiment
 from search.errors import ExperimentError, SearchError, SweepError
 from search.journal import Journal
 from search.reading import LARGEST_EXPERIMENT, LONGEST_LINE, MOST_NODES, read_json
-from search.tracking.outbox import read_lines
+from search.tracking.outbox import OUTBOX, read_lines
+from search.tracking.position import waiting
 
 DEEP = 200_000
 
@@ -250,3 +252,23 @@ def test_a_line_of_gigabytes(tmp_path):
     assert [line for line, _ in read_lines(path)] == [None, {"kind": "closed"}]
     with pytest.raises(SweepError, match="line 1: expected at most 67,108,864 bytes, got 400,000,001"):
         list(Journal(path).read_logs(0))
+
+
+# ── characters ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("text", [r'{"a": "\ud800"}', r'{"\uDFFF": 1}', r'["\ude00\ud83d"]', '["\ud800"]'], ids=ascii)
+def test_half_a_character_is_no_json(text):
+    for form in (text, text.encode("utf-8", "surrogatepass")):
+        with pytest.raises(ValueError, match="half a character"):
+            parse_json(form)
+
+
+@pytest.mark.parametrize("text", [r'["\ud83d\ude00"]', r'["\\ud800"]', '["\U0001f600"]'], ids=ascii)
+def test_whole_characters_are_read(text):
+    assert parse_json(text) == parse_json(text.encode()) == json.loads(text)
+
+
+def test_a_line_of_an_outbox_with_half_a_character_is_torn(tmp_path):
+    (tmp_path / OUTBOX).write_text('{"kind": "start", "sweep_id": "\\ud800", "uri": null, "experiment": {}}\n')
+    assert waiting(tmp_path, "sqlite:///x.db") == 0
