@@ -75,6 +75,11 @@ def verdict(found: Found) -> str:
     return "passes" if found["left"] <= MOST_LEFT else "largely pinned"
 
 
+def their_verdict(found: Found) -> str:
+    """Return what is to be thought of a network that torch-pruning cut: an error is told to the user."""
+    return verdict(found).replace("WRONG", "fails")
+
+
 def row(found: Found, other: Found | None) -> list[str]:
     """Return the cells of a line of the table."""
     error = found.get("error", "")
@@ -92,7 +97,7 @@ def row(found: Found, other: Found | None) -> list[str]:
         found.get("front_end", ""),
         str(found.get("pixels", "")),
         str(found["seconds"]),
-        "" if other is None else verdict(other),
+        "" if other is None else their_verdict(other),
     ]
 
 
@@ -112,16 +117,16 @@ def table(ours: dict[str, Found], theirs: dict[str, Found]) -> tuple[str, str]:
             "",
             *(f"| {' | '.join(cells)} |" for cells in ((*HEADERS, "torch-pruning"), dashes, *rows)),
         ]
-        counts.append(f"- {kind}: {counted(known)}")
-        if others := [theirs[name] for name in names if name in theirs]:
+        counts.append(f"- {kind}: {counted(list(map(verdict, known)))}")
+        if others := [their_verdict(theirs[name]) for name in names if name in theirs]:
             counts.append(f"- {kind}, by torch-pruning: {counted(others)}")
     return "\n".join(lines), "\n".join(counts)
 
 
-def counted(all_found: list[Found]) -> str:
+def counted(verdicts: list[str]) -> str:
     """Return `46 networks: 40 passes, 6 refused`."""
-    counts = Counter(map(verdict, all_found))
-    return f"{len(all_found)} networks: " + ", ".join(f"{number} {name}" for name, number in counts.most_common())
+    counts = Counter(verdicts).most_common()
+    return f"{len(verdicts)} networks: " + ", ".join(f"{number} {name}" for name, number in counts)
 
 
 def read(path: Path) -> dict[str, Found]:
@@ -138,7 +143,8 @@ def fill(engine: str, names: list[str], path: Path, arguments: argparse.Namespac
             found = run_apart(engine, name, arguments)
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(found) + "\n")
-            print(f"{name} by {engine}: {verdict(found)}: {found}", flush=True)
+            thought = verdict(found) if engine == "ours" else their_verdict(found)
+            print(f"{name} by {engine}: {thought}: {found}", flush=True)
 
 
 def main() -> None:

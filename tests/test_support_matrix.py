@@ -45,6 +45,12 @@ def test_a_verdict_follows_from_what_was_found(matrix, found, verdict, why):
     assert cells[5].startswith(why)
 
 
+def test_an_error_of_the_other_engine_is_told_as_one(matrix):
+    other = CUT | {"masked": False, "error": "IndexError"}
+    assert matrix.row(CUT | {"trains": True, "exported": "yes"}, other)[-1] == "fails"
+    assert matrix.counted([matrix.their_verdict(other), "passes", "passes"]) == "3 networks: 2 passes, 1 fails"
+
+
 def test_what_was_found_last_counts(matrix, tmp_path):
     lines = [CUT, CUT | {"name": "other"}, CUT | {"seconds": 5}]
     (tmp_path / "ours.jsonl").write_text("\n".join(map(json.dumps, lines)))
