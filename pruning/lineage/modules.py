@@ -291,12 +291,17 @@ def _module_pad(module: nn.ConstantPad1d, call: Call, value: Tensor) -> Ids:
 
 
 def _module_softmax(module: nn.Softmax, call: Call, value: Tensor) -> Ids:
-    return unknown(call, value) if module.dim is None or varies(call.input, module.dim) else call.input
+    return unknown(call, value) if module.dim is None else _over_channels(call, value, module.dim % value.dim())
 
 
 def _response_norm(module: nn.LocalResponseNorm, call: Call, value: Tensor) -> Ids:
     """Each channel in parts of its neighbours: of those that are left."""
-    return call.input if not varies(call.input, 1) or mixed(call, 1, by_layer=True) else unknown(call, value)
+    return _over_channels(call, value, 1)
+
+
+def _over_channels(call: Call, value: Tensor, dim: int) -> Ids:
+    """Return ids of a layer that makes something of all entries along an axis, and gives back as many."""
+    return call.input if not varies(call.input, dim) or mixed(call, dim, by_layer=True) else unknown(call, value)
 
 
 def _module_same(module: nn.Module, call: Call, value: Tensor) -> Ids:

@@ -30,6 +30,7 @@ class Mixing(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.rand(width)), nn.Parameter(torch.rand(width))
         self.along = nn.Conv1d(1, 1, 3, padding=1, bias=False)
         self.wide = nn.Conv1d(1, 1, 5, padding="same", padding_mode="circular", dilation=2)
+        self.shares = nn.Softmax(dim=-3)
         self.local = nn.LocalResponseNorm(3, alpha=0.5)
         self.middle = middle
 
@@ -68,6 +69,7 @@ MIDDLES: dict[str, Middle] = {
     "sum": lambda _, x: x * x.sum(1, keepdim=True),
     "convolution along channels": lambda net, x: x * net.along(x.mean((2, 3))[:, None]).sigmoid()[:, 0, :, None, None],
     "one that pads by name": lambda net, x: x * net.wide(x.mean((2, 3))[:, None]).view(x.shape[0], -1, 1, 1),
+    "softmax by a layer": lambda net, x: net.shares(x) * 8,
     "local response norm": lambda net, x: net.local(x) * net.local(x),
     "largest": lambda _, x: x - x.amax(dim=1, keepdim=True),
 }

@@ -447,3 +447,19 @@ def test_a_network_of_half_precision_is_checked_as_well(kind: torch.dtype) -> No
     assert held(network) == before
     prune(network, {"a": 3}, random_ranking(groups), groups=groups, example_input=IMAGES)
     assert {parameter.dtype for parameter in network.parameters()} == {kind}
+
+
+def test_an_output_that_is_not_zero_has_the_bound_alone() -> None:
+    """However far rounding moves it: a network of a large gain could hide a wrong cut."""
+
+    class Amplifier(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (1e9 * x.mean((1, 2, 3))).sin()
+
+    network = Amplifier()
+    noise = noise_like(IMAGES, network)
+    given = run_on(network, noise)
+    assert float((run_on(network, nudged(noise)) - given).abs().max()) > 1e-3
+    check_equal(network, IMAGES, [given])
+    with pytest.raises(SurgeryError, match=r"differs from the masked one by 0\.001, more than"):
+        check_equal(network, IMAGES, [given + 1e-3])
