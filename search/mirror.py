@@ -227,7 +227,7 @@ class _Keeper:
 
     def __init__(self, copy: Copy, say: Callable[[str], None]) -> None:
         self._copy, self._say, self._id, self._beat = copy, say, uuid.uuid4().hex, 0
-        self._ended, self._written = threading.Event(), threading.Event()
+        self._ended, self._quiet, self._written = threading.Event(), threading.Event(), threading.Event()
         self._pusher = threading.Thread(target=self._push, name="copy", daemon=True)
         self._holder = threading.Thread(target=self._hold, name="lease", daemon=True)
 
@@ -246,12 +246,13 @@ class _Keeper:
                     raise SweepError(f"sweep {self._copy.address}: is running on {now['host']}, process {now['pid']}")
             self._copy.pull()  # it may have ended meanwhile
         self._write()
-        self._holder.start()
         self._pusher.start()
+        self._holder.start()
 
     def end(self) -> None:
         """Write what is left, and give the lease back."""
         self._ended.set()
+        self._quiet.set()
         self._pusher.join()
         try:
             self._check_lease()
@@ -273,6 +274,8 @@ class _Keeper:
                 try:
                     self._check_lease()
                 except SweepError:  # which the end tells
+                    self._quiet.set()
+                    self._pusher.join(LOST_S)  # or what the driver writes when it is interrupted could still travel
                     while signal.getsignal(signal.SIGINT) is signal.SIG_IGN and not self._ended.wait(PUSH_S):
                         pass  # as below `nohup`; Tune listens, once it runs
                     if not self._ended.is_set():
@@ -282,7 +285,7 @@ class _Keeper:
 
     def _push(self) -> None:
         rest = PUSH_S
-        while not self._ended.wait(rest):
+        while not self._quiet.wait(rest):
             start = time.monotonic()
             try:
                 self._check_lease()

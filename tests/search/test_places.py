@@ -281,6 +281,36 @@ def test_a_driver_whose_sweep_was_taken_over_stops_and_writes_nothing_more(there
 
 
 @pytest.mark.usefixtures("heeds_interrupts")
+def test_what_a_driver_writes_when_it_is_stopped_does_not_travel_with_a_push_that_is_under_way(
+    there, machine, quick, monkeypatch
+):
+    folder, push, pushing = machine("one"), Copy.push, threading.Event()
+
+    def push_slowly(copy):
+        pushing.set()  # it has seen that the sweep is ours
+        time.sleep(0.5)
+        push(copy)
+
+    def work():
+        with kept(folder, print):
+            folder.mkdir()
+            assert pushing.wait(20)
+            there.pipe("/bucket/sweep/driver.json", b'{"driver": "other", "host": "elsewhere", "pid": 1, "beat": 1}')
+            try:
+                time.sleep(30)
+            except KeyboardInterrupt:
+                (folder / "journal").write_text("late")
+                time.sleep(1)
+            else:
+                pytest.fail("was not stopped")
+
+    monkeypatch.setattr(Copy, "push", push_slowly)
+    with pytest.raises(SweepError, match="elsewhere has taken it over"):
+        work()
+    assert not there.exists("/bucket/sweep/journal")
+
+
+@pytest.mark.usefixtures("heeds_interrupts")
 def test_a_driver_that_heeds_no_interrupt_is_stopped_once_it_does(there, machine, quick):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     folder = machine("one")
