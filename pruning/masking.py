@@ -194,9 +194,7 @@ def check_equal(model: nn.Module, example_input: Example, expected: list[Tensor]
         check_runs(skeleton(model), without_values(noise, images=2))
         differences = [_difference(output, masked) for output, masked in zip(outputs, expected, strict=True)]
         if any(difference > bound for difference, bound in differences):
-            moved = [
-                _difference(*pair)[0] for pair in zip(_tensors(_run_named(model, nudged(noise))), outputs, strict=True)
-            ]
+            moved = [_difference(*pair)[0] for pair in zip(_tensors(run_nudged(model, noise)), outputs, strict=True)]
             differences = [
                 (difference, max(bound, 100 * by) if _is_zero(masked) else bound)
                 for (difference, bound), by, masked in zip(differences, moved, expected, strict=True)
@@ -222,6 +220,26 @@ def check_runs(bare: nn.Module, shapes: Example) -> None:
         _run_named(bare.train(), shapes)
 
 
+def run_nudged(model: nn.Module, example: Example) -> Any:
+    """Run a network in which the inputs and what each layer gives differ in the last places, as if rounded otherwise.
+
+    Of each layer, too: behind activations that are all zero nothing depends on the input.
+    """
+
+    def moved(_: nn.Module, args: object, output: Any) -> Any:
+        del args
+        return nudged(output) if isinstance(output, Tensor) else None
+
+    layers = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    hooks = [layer.register_forward_hook(moved) for layer in layers]
+    try:
+        with torch.no_grad():
+            return run_on(model, nudged(example))
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def _is_zero(output: Tensor) -> bool:
     """Tell whether an output may be zero but for rounding."""
     return float(output.abs().max()) < _ZERO
@@ -232,7 +250,7 @@ def _difference(output: Tensor, expected: Tensor) -> tuple[float, float]:
 
     Sums over fewer channels round differently; 1,000 units in the last place of the largest output covers deep nets.
     What is zero but for rounding, such as the mean of normalised channels, has the rounding of larger numbers: there it
-    is asked how far a change of the input's last places moves it.
+    is asked how far it moves when what each layer gives changes in the last places.
     """
     if output.shape != expected.shape:
         raise SurgeryError(f"cut network: expected output {tuple(expected.shape)}, got {tuple(output.shape)}")

@@ -22,8 +22,8 @@ from pruning.cutting import remove
 from pruning.errors import PolicyError, PruningError, RankingError, SurgeryError
 from pruning.finding import find_groups
 from pruning.groups import ChannelGroups, Slice
-from pruning.inputs import noise_like, nudged, run_on
-from pruning.masking import check_equal, masked_outputs
+from pruning.inputs import noise_like, run_on
+from pruning.masking import check_equal, masked_outputs, run_nudged
 from pruning.models import build_model
 from pruning.policy import ModelSpec, Policy
 from pruning.ranking import NestedRanking
@@ -423,13 +423,16 @@ def test_rounding_of_an_output_that_is_zero_is_not_refused() -> None:
         prune(network, half(groups), random_ranking(groups), groups=groups, example_input=images)
 
 
-def test_what_differs_more_than_rounding_of_the_input_makes_it_is_refused() -> None:
+@pytest.mark.parametrize("hears_the_input", [True, False])
+def test_what_differs_more_than_rounding_makes_it_is_refused(hears_the_input: bool) -> None:
     torch.manual_seed(0)
-    layers = (nn.Conv2d(3, 32, 3), nn.InstanceNorm2d(32), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    network = nn.Sequential(*layers, nn.Linear(32, 4, bias=False)).double().eval()
+    layers = (nn.Conv2d(3, 32, 3), nn.Conv2d(32, 32, 3, padding=1), nn.InstanceNorm2d(32), nn.AdaptiveAvgPool2d(1))
+    network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(32, 4, bias=False)).double().eval()
+    if not hears_the_input:
+        nn.init.zeros_(network[0].weight)
     noise = noise_like(IMAGES, network)
     zeros = run_on(network, noise).detach()
-    rounding = float((run_on(network, nudged(noise)) - zeros).detach().abs().max())
+    rounding = float((run_nudged(network, noise) - zeros).detach().abs().max())
     assert 1e-17 < rounding < 1e-14
     check_equal(network, IMAGES, [zeros + 90 * rounding])
     with pytest.raises(SurgeryError, match="cut network differs from the masked one by"):
@@ -459,7 +462,7 @@ def test_an_output_that_is_not_zero_has_the_bound_alone() -> None:
     network = Amplifier()
     noise = noise_like(IMAGES, network)
     given = run_on(network, noise)
-    assert float((run_on(network, nudged(noise)) - given).abs().max()) > 1e-3
+    assert float((run_nudged(network, noise) - given).abs().max()) > 1e-3
     check_equal(network, IMAGES, [given])
     with pytest.raises(SurgeryError, match=r"differs from the masked one by 0\.001, more than"):
         check_equal(network, IMAGES, [given + 1e-3])
