@@ -30,8 +30,8 @@ class Labels:
         self.makers: dict[str, list[int]] = {}
         self.readers: dict[str, list[int]] = {}
         self.carriers: dict[str, list[int]] = {}
-        self.made: dict[str, list[list[int]]] = {}
-        """Step → the labels of each of its outputs."""
+        self.made: dict[str, list[list[list[int]]]] = {}
+        """Step → the labels of each of its outputs, each time that it runs."""
 
     def fresh(self, count: int) -> list[int]:
         start = len(self.parents)

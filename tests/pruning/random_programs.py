@@ -140,6 +140,7 @@ def follow(program: Program, labels: Labels, prefix: str, image: list[int]) -> l
         if isinstance(operation, Again):
             operation, name = program.lines[operation.step].operation, names[operation.step]
         names.append(name)
-        labels.made[name] = operation.labels(labels, name, *(values[take] for take in line.takes))
-        values += labels.made[name]
+        made = operation.labels(labels, name, *(values[take] for take in line.takes))
+        labels.made.setdefault(name, []).append(made)
+        values += made
     return [values[give] for give in program.gives]

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import cycle
 from typing import Any
 from unittest.mock import patch
 
@@ -122,16 +123,19 @@ def masked_step_by_step(cut: Cut) -> nn.Module:
             lost = set(range(cut.groups[name].width)).difference(kept)
             places = [place for channel in lost for place in part.positions[channel]]
             gone |= {labels.find(labels.makers[part.tensor][place]) for place in places}
-    for name, made in labels.made.items():
-        keeps = [torch.tensor([labels.find(label) not in gone for label in part]) for part in made]
+    for name, runs in labels.made.items():
+        keeps = [[torch.tensor([labels.find(label) not in gone for label in part]) for part in made] for made in runs]
         network.get_submodule(name).register_forward_hook(zeros_for(keeps))
     return network
 
 
-def zeros_for(keeps: list[Tensor]) -> Callable[..., Any]:
+def zeros_for(keeps: list[list[Tensor]]) -> Callable[..., Any]:
+    """Return a hook that makes the outputs of each run of a step zero where they are not kept."""
+    runs = cycle(keeps)
+
     def zero(step: Step, inputs: tuple[Tensor, ...], output: Any) -> Any:
         parts = output if isinstance(output, tuple) else (output,)
-        masked = tuple(of_kept(step, inputs, part, keep) for part, keep in zip(parts, keeps, strict=True))
+        masked = tuple(of_kept(step, inputs, part, keep) for part, keep in zip(parts, next(runs), strict=True))
         return masked if isinstance(output, tuple) else masked[0]
 
     return zero
