@@ -25,10 +25,10 @@ from pruning.lineage.trial import Reading, normalised_axis, reading
 from pruning.modes import in_mode
 
 _ZERO = 1e-3
-"""An output below this counts as so large, where a difference is held against it."""
+"""An output below this may be zero but for rounding; a difference is held against this instead."""
 
 _HIDDEN = 1e-4
-"""Rounding may change an output that is not zero by no more than this part of it: as much as it does in single."""
+"""Rounding may change an output that is not zero by no more than this part of it: what it may in single anyway."""
 
 _LAYER_NORMS = (nn.LayerNorm, nn.RMSNorm)
 
@@ -199,7 +199,7 @@ def check_equal(model: nn.Module, example_input: Example, expected: list[Tensor]
         if any(difference > bound for difference, bound in differences):
             moved = [_difference(*pair)[0] for pair in zip(_tensors(run_nudged(model, noise)), outputs, strict=True)]
             differences = [
-                (difference, max(bound, _rounding(masked, by)))
+                (difference, bound if difference <= bound else max(bound, _rounding(masked, by)))
                 for (difference, bound), by, masked in zip(differences, moved, expected, strict=True)
             ]
     for difference, bound in differences:
@@ -244,9 +244,9 @@ def run_nudged(model: nn.Module, example: Example) -> Any:
 
 
 def _rounding(output: Tensor, moved: float) -> float:
-    """Return what rounding may make of an output that changes in the last places of each layer move so far.
+    """Return what rounding may make of an output, if changes in the last places of all layers move it so far.
 
-    Where a network has a large gain that could hide a wrong cut: of what is not zero a part alone is allowed.
+    A network of a large gain could hide a wrong cut: of an output that is not zero, rounding may make a part alone.
     """
     largest = float(output.abs().max())
     return 100 * moved if largest < _ZERO else min(100 * moved, _HIDDEN * largest)

@@ -472,3 +472,15 @@ def test_rounding_hides_no_more_of_an_output_than_it_does_in_single(kind: torch.
     check_equal(network, IMAGES, [given + 9e-5 * largest])
     with pytest.raises(SurgeryError, match=r"differs from the masked one by 0\.000\d+, more than"):
         check_equal(network, IMAGES, [given + 2e-4 * largest])
+
+
+def test_outputs_that_are_no_numbers_do_not_keep_a_difference_from_being_told() -> None:
+    class WithMask(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x.mean((1, 2, 3)), x > 0
+
+    network = WithMask()
+    mean, mask = run_on(network, noise_like(IMAGES, network))
+    check_equal(network, IMAGES, [mean, mask])
+    with pytest.raises(SurgeryError, match="cut network differs from the masked one by"):
+        check_equal(network, IMAGES, [mean + 0.1, mask])
